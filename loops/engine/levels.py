@@ -1,0 +1,75 @@
+"""The levels: every quantization type that the installed llama.cpp knows, by its own name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from dataclasses import dataclass
+
+from loops.engine.native import library
+from state.faults import NightpressError
+
+#: the ladder of the original tool, from large to small
+ORIGINAL_LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_L", "Q2_K")
+
+#: types of an unquantized model
+UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
+
+
+class UnknownLevel(NightpressError):
+    """The installed llama.cpp knows no such level."""
+
+    exit_code = 32
+
+
+@dataclass(frozen=True)
+class Level:
+    """A quantization type of llama.cpp.
+
+    Attributes:
+        name: as llama.cpp writes it, `Q4_K_M`.
+        ftype: its number in `enum llama_ftype`.
+    """
+
+    name: str
+    ftype: int
+
+
+@functools.cache
+def levels() -> dict[str, Level]:
+    """Return every level of the installed library, by name, read from its constants."""
+    lib = library()
+    found = {}
+    for constant in dir(lib):
+        if constant.startswith("LLAMA_FTYPE_") and not constant.endswith("_GUESSED"):
+            name = constant.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_")
+            found[name] = Level(name, int(getattr(lib, constant)))
+    return found
+
+
+def level_named(text: str) -> Level:
+    """Return the level that text names, in any case; `Q4_K` means `Q4_K_M`, as in llama-quantize.
+
+    Raises:
+        UnknownLevel: with the nearest names.
+    """
+    known = levels()
+    name = text.strip().upper().replace("-", "_")
+    for candidate in (name, f"{name}_M"):
+        if candidate in known:
+            return known[candidate]
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or list(ORIGINAL_LADDER)
+    raise UnknownLevel(f"There is no level {text!r}. Did you mean {', '.join(near)}? "
+                       "`nightpress levels` lists all of them.")
+
+
+def parse_ladder(text: str | None) -> tuple[Level, ...]:
+    """Return the levels of a comma-separated list, without repeats; None means the original six.
+
+    Raises:
+        UnknownLevel: a name is unknown or the list is empty.
+    """
+    names = [name for name in (text or ",".join(ORIGINAL_LADDER)).split(",") if name.strip()]
+    if not names:
+        raise UnknownLevel("The list of levels is empty. Give some, like --levels Q8_0,Q4_K_M.")
+    return tuple(dict.fromkeys(level_named(name) for name in names))
