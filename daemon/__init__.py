@@ -1,0 +1,1 @@
+"""The service and its face: processes, clocks, sockets, commands."""

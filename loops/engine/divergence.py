@@ -179,6 +179,12 @@ class BaselineStore:
             save_array(self._file("best", index), best)
         save_array(self._file("scalars", index), scalars)
 
+    def perplexity(self) -> dict[str, float]:
+        """Return the original's perplexity, its standard error and the number of scored tokens."""
+        nll = -np.concatenate([np.load(self._file("scalars", index))[:, 0] for index in range(self.windows.groups)])
+        mean, error = _mean_and_error(nll)
+        return {"ppl": math.exp(mean), "ppl_error": math.exp(mean) * error, "tokens": float(len(nll))}
+
     def compare(self, index: int, logits: Floats, targets: Tokens) -> NDArray[np.float64]:
         """Compare a model's logits of group index to the original's.
 

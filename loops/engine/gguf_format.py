@@ -199,7 +199,15 @@ class Window:
 
     def strings(self, count: int, limit: int, what: str) -> Iterator[bytes]:
         """The next `count` strings, each at most `limit` bytes long."""
+        unpack = _U64.unpack_from
         for _ in range(count):
+            window, offset = self._bytes, self._offset
+            if offset + 8 <= len(window):  # the quick way, where the string lies within the window
+                end = offset + 8 + unpack(window, offset)[0]
+                if end <= len(window) and end - offset <= limit:
+                    self._offset = end
+                    yield window[offset + 8:end]
+                    continue
             yield self.take(self.text_length(limit, what), what)
 
 

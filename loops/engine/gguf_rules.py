@@ -15,7 +15,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 from loops.engine.gguf_format import MAX_KEY_BYTES, Window, open_regular
@@ -273,28 +272,31 @@ def _check_vocabulary(subject: _Subject) -> None:
 def _check_distinct(subject: _Subject, key: str) -> None:
     """llama.cpp asserts that no token occurs twice; empty ones it names by their place."""
     path, value = subject.header.path, subject.header.metadata[key]
-    hashes = sorted(hash(text) for text in _texts(path, value) if text)
-    twice = {one for one, other in pairwise(hashes) if one == other}
-    seen: dict[bytes, int] = {}
-    for index, text in enumerate(_texts(path, value) if twice else ()):
-        if text and hash(text) in twice and seen.setdefault(text, index) != index:
-            raise subject.refuse(f"{key} has the token {text[:64]!r} twice, at {seen[text]} and {index}")
+    hashes: set[int] = set()  # not the texts: half a million of them need not fit in 64 MB
+    for index, text in enumerate(_texts(path, value)):
+        if not text:
+            continue
+        if hash(text) in hashes:
+            first = next(place for place, other in enumerate(_texts(path, value)) if other == text)
+            if first < index:  # else two texts of one hash
+                raise subject.refuse(f"{key} has the token {text[:64]!r} twice, at {first} and {index}")
+        hashes.add(hash(text))
 
 
 def _check_byte_tokens(subject: _Subject) -> None:
     """A SentencePiece vocabulary falls back to 256 byte tokens; llama.cpp ends the process on a gap.
 
     It throws where one is not found while it tokenizes, and where a token typed as a byte is not
-    written like one. Both leave its C interface as an exception that nobody catches.
+    written like one and too short. Both leave its C interface as an exception that nobody catches.
     """
     path, metadata = subject.header.path, subject.header.metadata
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type")
     numbers = _numbers(path, types) if isinstance(types, ArraySummary) else types
     found: set[bytes] = set()
     for index, text in enumerate(_texts(path, tokens)):
-        if _BYTE_TOKEN.fullmatch(text):
+        if len(text) == 6 and _BYTE_TOKEN.fullmatch(text):
             found.add(text)
-        elif 0 < len(text) < 3 and isinstance(numbers, tuple) and numbers[index] == _TOKEN_TYPE_BYTE:
+        elif len(text) < 3 and text and isinstance(numbers, tuple) and numbers[index] == _TOKEN_TYPE_BYTE:
             raise subject.refuse(f"tokenizer.ggml.token_type says that token {index} is a byte, "
                                  f"but it is {text[:64]!r}")
     if 0 < len(found) < 256:

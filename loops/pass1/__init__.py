@@ -1,0 +1,1 @@
+"""The quantization loop: plan, forecast, ladder, gate, choice."""

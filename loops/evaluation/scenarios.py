@@ -1,0 +1,104 @@
+"""Scenarios: what a person tells, what they feel, and two replies to it, one empathic, one dismissive."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from state.faults import NightpressError
+
+BUILT_IN = Path(__file__).with_name("data") / "scenarios.jsonl"
+VALENCES = ("positive", "neutral", "negative")
+_TEXTS = ("id", "prompt", "emotion", "valence", "empathic", "dismissive")
+MAX_BYTES = 64 << 20
+
+
+class ScenariosRefused(NightpressError):
+    """The scenarios cannot be read."""
+
+    exit_code = 28
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One emotional situation.
+
+    Attributes:
+        id: unique in its file.
+        prompt: what the user says.
+        emotion: what the user feels, one word.
+        valence: `positive`, `neutral` or `negative`.
+        intensity: how strongly, 0 to 1.
+        empathic: a reply that recognises the feeling.
+        dismissive: an equally fluent reply that does not.
+        topic: what it is about; may be empty.
+        register: the style it is told in; may be empty.
+    """
+
+    id: str
+    prompt: str
+    emotion: str
+    valence: str
+    intensity: float
+    empathic: str
+    dismissive: str
+    topic: str = ""
+    register: str = ""
+
+
+def _parse(line: str, where: str) -> Scenario:
+    try:
+        fields = json.loads(line)
+    except ValueError as problem:
+        raise ScenariosRefused(f"{where} is not JSON: {problem}.") from problem
+    if not isinstance(fields, dict):
+        raise ScenariosRefused(f"{where} is not a JSON object.")
+    for name in _TEXTS:
+        value = fields.get(name, fields.get("expected_emotion") if name == "emotion" else None)
+        if not isinstance(value, str) or not value.strip():
+            raise ScenariosRefused(f"{where} has no {name!r}: a text that is not empty is needed.")
+        fields[name] = value
+    if fields["valence"] not in VALENCES:
+        raise ScenariosRefused(f"{where} has the valence {fields['valence']!r}: it must be one of "
+                               f"{', '.join(VALENCES)}.")
+    intensity = fields.get("intensity")
+    if isinstance(intensity, bool) or not isinstance(intensity, int | float) or not (
+            math.isfinite(intensity) and 0 <= intensity <= 1):
+        raise ScenariosRefused(f"{where} has the intensity {intensity!r}: a number from 0 to 1 is needed.")
+    return Scenario(**{name: fields[name] for name in _TEXTS}, intensity=float(intensity),
+                    topic=str(fields.get("topic", "")), register=str(fields.get("register", "")))
+
+
+def read_scenarios(path: Path | None = None) -> tuple[Scenario, ...]:
+    """Return the scenarios of a JSONL file in its order; without a path, the built-in ones.
+
+    Raises:
+        ScenariosRefused: naming the line.
+    """
+    path = path or BUILT_IN
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ScenariosRefused(f"{path} is larger than {MAX_BYTES >> 20} MB; that is no list of scenarios.")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as problem:
+        raise ScenariosRefused(f"{path} cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise ScenariosRefused(f"{path} is not UTF-8 text (byte {problem.start}).") from problem
+    found: dict[str, Scenario] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            scenario = _parse(line, f"{path.name}, line {number}")
+            if scenario.id in found:
+                raise ScenariosRefused(f"{path.name}, line {number} repeats the id {scenario.id!r}.")
+            found[scenario.id] = scenario
+    if not found:
+        raise ScenariosRefused(f"{path} holds no scenarios.")
+    return tuple(found.values())
+
+
+def fingerprint_of(scenarios: tuple[Scenario, ...]) -> str:
+    """Return 16 hex digits that change with any scenario or their order."""
+    return hashlib.sha256(repr(scenarios).encode()).hexdigest()[:16]

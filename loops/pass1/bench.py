@@ -1,0 +1,197 @@
+"""The bench: builds levels and measures them, on the real engine.
+
+Each method is a step: remembered under a fingerprint of everything that decides its result.
+`loops.pass1.simulation` has the same methods without native work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from loops.engine import generate, native, quantize
+from loops.engine.chat import prompt_tokens
+from loops.engine.divergence import BaselineStore, Windows, cut_windows, measure_baseline, measure_divergence
+from loops.engine.gguf_check import CheckedModel
+from loops.engine.levels import Level
+from loops.engine.model import Model, load_model
+from loops.engine.score import Question, score
+from loops.evaluation.metrics import preference, response_fluency, sentiment_accuracy
+from loops.evaluation.scenarios import Scenario
+from loops.evaluation.text import EvaluationText
+from loops.events import Progress
+from loops.pass1.plan import PressPlan
+from loops.pass1.steps import Emit, Result, Steps
+
+METRICS = ("forced_choice", "sentiment_accuracy", "response_fluency")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: the original or a level of it.
+
+    Attributes:
+        level: '' for the original.
+        path: its GGUF.
+        sha256: of its content.
+    """
+
+    level: str
+    path: Path
+    sha256: str
+
+
+class Bench:
+    """Builds and measures with llama.cpp."""
+
+    simulated = False
+
+    def __init__(self, plan: PressPlan, model: CheckedModel, original: Subject, text: EvaluationText,
+                 steps: Steps, emit: Emit) -> None:
+        self.plan, self.model, self.original = plan, model, original
+        self.text, self.steps, self.emit = text, steps, emit
+        self.sampling = generate.Sampling(max_tokens=plan.max_tokens)
+
+    def _report(self, stage: str, level: str) -> Callable[[float, float], None]:
+        return lambda done, total: self.emit(Progress(stage, level, done, total))
+
+    def _quantization(self, level: Level) -> quantize.QuantizeSpec:
+        return quantize.QuantizeSpec(
+            self.model, level, self.plan.options, self.plan.allow_requantize,
+            tool=Path(self.plan.tool) if self.plan.tool else None)
+
+    def forecast(self, level: Level) -> quantize.Forecast:
+        """Return the exact size and types of a level, without building it."""
+        return quantize.forecast(self._quantization(level))
+
+    def build(self, level: Level, forecast: quantize.Forecast) -> tuple[Subject, Result]:
+        """Build a level into the blob store; return it and the facts of its file."""
+        spec, blobs = self._quantization(level), Path(self.plan.blobs)
+        report = self._report("quantize", level.name)
+
+        def work() -> Result:
+            made = quantize.quantize(spec, forecast, blobs, lambda share: report(share, 1.0))
+            return {"sha256": made.sha256, "bytes": made.n_bytes, "fallbacks": made.fallbacks,
+                    "tensor_types": dict(made.tensor_types), "built_s": made.seconds}
+
+        def stands(result: Result) -> bool:
+            file = blobs / f"{result['sha256']}.gguf"
+            return file.is_file() and file.stat().st_size == result["bytes"]
+
+        result = self.steps.run("quantize", level.name, work, stands, to=level.name,
+                                model=self.original.sha256, tool=_tool_identity(spec.tool))
+        return Subject(level.name, blobs / f"{result['sha256']}.gguf", result["sha256"]), result
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The evaluation text as the original's vocabulary cuts it."""
+        with load_model(self.original.path, self.plan.options) as model:
+            return cut_windows(model, self.text.text, special=self.text.special, limit=self.plan.text_windows)
+
+    @cached_property
+    def _divergence_parts(self) -> dict[str, Any]:
+        return {"text": self.text.sha256, "special": self.text.special, "windows": len(self.windows.tokens),
+                "per_decode": self.windows.per_decode, "original": self.original.sha256,
+                "store_bytes": self.plan.store_bytes}
+
+    @cached_property
+    def store(self) -> BaselineStore:
+        """The original's log-probabilities; computed when the first level needs them, kept for the run."""
+        folder = Path(self.plan.scratch) / self.steps.name("baseline-store", **self._divergence_parts)
+        with load_model(self.original.path, self.plan.options) as model:
+            store = BaselineStore(folder, self.windows, model.n_vocab, self.plan.store_bytes)
+            measure_baseline(model, store, self._report("baseline", ""))
+        return store
+
+    def perplexity(self) -> Result:
+        """Return the original's own perplexity; computing it fills the store."""
+        return self.steps.run("perplexity", "", lambda: self.store.perplexity(), **self._divergence_parts)
+
+    def divergence(self, subject: Subject) -> Result:
+        """Return every statistic of `Divergence` for a level or, as a check, for the original itself."""
+        parts = {**self._divergence_parts, "subject": subject.sha256}
+
+        def work() -> Result:
+            folder = Path(self.plan.scratch) / self.steps.name("divergence-rows", **parts)
+            store = self.store
+            with load_model(subject.path, self.plan.options) as model:
+                found = measure_divergence(model, store, folder, self._report("divergence", subject.level))
+            shutil.rmtree(folder, ignore_errors=True)  # the step that follows holds the result
+            return found.as_json()
+
+        return self.steps.run("divergence", subject.level, work, **parts)
+
+    def forced_choice(self, subject: Subject, scenarios: Sequence[Scenario]) -> dict[str, Result]:
+        """Return, per scenario id, the margin of the empathic reply in nats per token and its probability."""
+        def work() -> Result:
+            with load_model(subject.path, self.plan.options) as model:
+                likelihoods = score(model, [_question(model, scenario) for scenario in scenarios],
+                                    self._report("forced choice", subject.level))
+            return {scenario.id: {"margin": empathic.mean - dismissive.mean,
+                                  "forced_choice": preference(empathic.mean - dismissive.mean)}
+                    for scenario, (empathic, dismissive) in zip(scenarios, likelihoods, strict=True)}
+
+        return self.steps.run("forced-choice", subject.level, work, subject=subject.sha256,
+                              scenarios=[asdict(scenario) for scenario in scenarios])
+
+    def responses(self, subject: Subject, scenarios: Sequence[Scenario]) -> dict[str, Result]:
+        """Return, per scenario id, the reply with its metrics; replies are greedy."""
+        def speak() -> Result:
+            with load_model(subject.path, self.plan.options) as model:
+                replies = generate.generate(model, [prompt_tokens(model, scenario.prompt) for scenario in scenarios],
+                                            self.sampling, self._report("replies", subject.level))
+            return {scenario.id: {"text": reply.text, "tokens": list(reply.tokens), "ended": reply.ended}
+                    for scenario, reply in zip(scenarios, replies, strict=True)}
+
+        said = self.steps.run("replies", subject.level, speak, subject=subject.sha256,
+                              sampling=asdict(self.sampling), prompts=[scenario.prompt for scenario in scenarios],
+                              ids=[scenario.id for scenario in scenarios])
+
+        def judge() -> Result:
+            import numpy as np
+
+            with load_model(self.original.path, self.plan.options) as model:
+                likelihoods = score(model, [
+                    Question(prompt_tokens(model, scenario.prompt),
+                             (np.asarray(said[scenario.id]["tokens"], dtype=np.int32),))
+                    for scenario in scenarios], self._report("fluency", subject.level))
+            return {scenario.id: {
+                "sentiment_accuracy": sentiment_accuracy(scenario, said[scenario.id]["text"]),
+                "response_fluency": response_fluency(said[scenario.id]["text"], likelihood.mean,
+                                                     ended=said[scenario.id]["ended"]),
+                "mean_log_likelihood": likelihood.mean,
+            } for scenario, (likelihood,) in zip(scenarios, likelihoods, strict=True)}
+
+        judged = self.steps.run("judge-replies", subject.level, judge, subject=subject.sha256,
+                                original=self.original.sha256, sampling=asdict(self.sampling),
+                                scenarios=[asdict(scenario) for scenario in scenarios])
+        return {name: {**judged[name], "text": said[name]["text"], "n_tokens": len(said[name]["tokens"])}
+                for name in said}
+
+    def speed(self, subject: Subject) -> float:
+        """Return tokens per second of one chat; measured once per file, on whatever the machine then did."""
+        def work() -> Result:
+            with load_model(subject.path, self.plan.options) as model:
+                return {"tokens_per_s": generate.measure_speed(model)}
+
+        return float(self.steps.run("speed", subject.level, work, subject=subject.sha256)["tokens_per_s"])
+
+
+def _question(model: Model, scenario: Scenario) -> Question:
+    return Question(prompt_tokens(model, scenario.prompt), tuple(
+        model.tokenize(reply, add_bos=False, special=False) for reply in (scenario.empathic, scenario.dismissive)))
+
+
+def _tool_identity(tool: Path | None) -> str | None:
+    return None if tool is None else hashlib.sha256(tool.read_bytes()).hexdigest()
+
+
+def engine_identity(plan: PressPlan) -> dict[str, Any]:
+    """Return what of the engine enters every fingerprint: the build and how it runs."""
+    options = asdict(plan.options) | {"threads": plan.options.thread_count}
+    return {"build": native.build().id, **options}

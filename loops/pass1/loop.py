@@ -1,0 +1,302 @@
+"""Pass 1: baseline, forecast, ladder, gate, choice.
+
+`prepare` finds out whether the run can be done at all; `press` does it. Neither knows a database or
+a process: what happens is told through events, and what is done already is handed in.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loops.engine import native
+from loops.engine.gguf_check import CheckedModel, check_model
+from loops.engine.levels import Level, parse_ladder
+from loops.engine.quantize import Forecast, refuse_quantized
+from loops.evaluation.scenarios import Scenario, fingerprint_of, read_scenarios
+from loops.evaluation.text import EvaluationText, read_text
+from loops.events import (
+    Finished,
+    LevelDone,
+    LevelMeasured,
+    LevelPlanned,
+    LevelStarted,
+    Note,
+    Opened,
+    Progress,
+)
+from loops.fingerprint import fingerprint, sha256_of_files
+from loops.pass1 import gate
+from loops.pass1.bench import METRICS, Bench, Subject, engine_identity
+from loops.pass1.forecast import check_disk, check_memory, check_time
+from loops.pass1.ladder import Rung, choose, next_level
+from loops.pass1.plan import PressPlan, TargetImpossible
+from loops.pass1.report import baseline_rows, level_rows, response_rows
+from loops.pass1.simulation import SimulatedBench
+from loops.pass1.steps import Emit, Result, Steps
+from state.faults import NightpressError
+from state.files import DiskFull, StateUnwritable
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can be done.
+
+    Attributes:
+        plan: as asked for.
+        model: the checked original.
+        ladder: levels to consider.
+        scenarios: all that may be used, in order.
+        text: for perplexity and KL divergence.
+        opened: what was told about it.
+    """
+
+    plan: PressPlan
+    model: CheckedModel
+    ladder: tuple[Level, ...]
+    scenarios: tuple[Scenario, ...]
+    text: EvaluationText
+    opened: Opened
+
+
+def prepare(plan: PressPlan, emit: Emit, known_sha256: str | None = None) -> Prepared:
+    """Check everything that can be checked before any work.
+
+    Args:
+        plan: what to do.
+        emit: told progress of hashing.
+        known_sha256: of the original, when its files did not change since it was computed.
+
+    Raises:
+        NightpressError: whichever part of the plan cannot be carried out.
+    """
+    model = check_model(plan.model_path)
+    refuse_quantized(model, allow=plan.allow_requantize)
+    ladder = parse_ladder(",".join(plan.levels) if plan.levels else None)
+    scenarios = read_scenarios(Path(plan.scenarios) if plan.scenarios else None)
+    sha256 = known_sha256 or sha256_of_files(
+        model.shards, lambda done, total: emit(Progress("hash", "", done, total)))
+    text = read_text(Path(plan.text) if plan.text else None, plan.model_path)
+    engine = asdict(native.build()) | {"id": native.build().id}
+    identity = fingerprint("run", plan=plan.identity(), model=sha256, text=text.sha256,
+                           scenarios=fingerprint_of(scenarios), engine=engine_identity(plan))
+    header = model.header
+    opened = Opened(
+        name=plan.name, model_sha256=sha256, model_bytes=model.file_bytes,
+        bits_per_weight=model.bits_per_weight, plan_fingerprint=identity, engine=engine,
+        facts={"architecture": model.architecture, "parameters": model.n_parameters, "type": model.dominant_type,
+               "model_name": header.name, "license": header.license, "base_model": ", ".join(header.base_models) or None,
+               "text": text.source, "text_sha256": text.sha256, "scenarios": plan.scenarios or "built-in",
+               "scenarios_fingerprint": fingerprint_of(scenarios)})
+    return Prepared(plan, model, ladder, scenarios, text, opened)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of the original or a level on the first scenarios of the list.
+
+    Attributes:
+        each: per scenario id the three metrics, the margin and the reply.
+    """
+
+    each: Mapping[str, Result]
+
+    def overall(self) -> list[float]:
+        """Return the score of each scenario, the mean of the metrics, 0 to 1."""
+        return [sum(found[metric] for metric in METRICS) / len(METRICS) for found in self.each.values()]
+
+
+class Press:
+    """One run under way."""
+
+    def __init__(self, prepared: Prepared, done: Mapping[str, Result],
+                 settled: Mapping[str, Mapping[str, str]], emit: Emit) -> None:
+        """Set up a run.
+
+        Args:
+            prepared: what to do.
+            done: finished steps by fingerprint.
+            settled: levels not to be tried, each with `state` and `reason`: those that killed the
+                worker, ran out of time or are quarantined.
+            emit: told every event.
+        """
+        self.prepared, self.plan, self.emit, self.settled = prepared, prepared.plan, emit, settled
+        self.steps = Steps(emit, done, engine=engine_identity(prepared.plan))
+        self.original = Subject("", prepared.model.path, prepared.opened.model_sha256)
+        self.bench: Bench | SimulatedBench = (
+            SimulatedBench(self.plan, prepared.model, self.original) if self.plan.simulate else
+            Bench(self.plan, prepared.model, self.original, prepared.text, self.steps, emit))
+        self.looks = gate.look_sizes(self.plan.first_scenarios, len(prepared.scenarios), self.plan.max_scenarios)
+        self.scores: dict[str, Scored] = {}
+        self.rungs: list[Rung] = []
+
+    def run(self) -> None:
+        """Press the model; ends with a `Finished` event.
+
+        Raises:
+            TargetImpossible: every level is larger than the target.
+            CannotFinish, DiskFull: the forecast says so.
+        """
+        forecasts = self._forecast()
+        order = [name for name, found in sorted(forecasts.items(), key=lambda item: -item[1].n_bytes)
+                 if found.n_bytes <= self.plan.target_bytes]
+        self._refuse_impossible(forecasts, order)
+        if not self.plan.simulate:
+            check_memory(self.prepared.model, ignore=self.plan.ignore_forecast)
+            check_disk(Path(self.plan.blobs), [forecasts[name].n_bytes for name in order], self.plan.store_bytes)
+        seconds = self._baseline()
+        note = check_time(self.plan, self.prepared.model.file_bytes, seconds,
+                          min(len(order), self.plan.max_iterations))
+        if note:
+            self.emit(Note(note))
+        ended: dict[str, str] = {}
+        built = 0
+        while (name := next_level(self.plan.strategy, order, ended)) is not None:
+            if built >= self.plan.max_iterations:
+                break
+            if name in self.settled:
+                self._end(name, self.settled[name]["state"], self.settled[name]["reason"], forecasts[name].n_bytes)
+            else:
+                built += 1
+                self._level(self._level_of(name), forecasts[name])
+            ended[name] = self.rungs[-1].state
+        for name in order:
+            if name not in ended:
+                why = (f"The limit of {self.plan.max_iterations} levels was reached."
+                       if built >= self.plan.max_iterations else "It cannot change the choice any more.")
+                self._end(name, "skipped", why, forecasts[name].n_bytes)
+        chosen, reason = choose(self.plan.prefer, self.rungs)
+        self.emit(Finished(chosen.level if chosen else None, reason, {
+            "looks": list(self.looks), "reused_steps": self.steps.reused, "simulated": self.plan.simulate}))
+
+    def _level_of(self, name: str) -> Level:
+        return next(level for level in self.prepared.ladder if level.name == name)
+
+    def _forecast(self) -> dict[str, Forecast]:
+        forecasts = {}
+        for ordinal, level in enumerate(self.prepared.ladder):
+            try:
+                found = self.bench.forecast(level)
+            except native.EngineFailed as problem:
+                self.emit(LevelPlanned(level.name, ordinal, 0, 0.0, 0, {}))
+                self.emit(LevelDone(level.name, "error", str(problem)))
+                continue
+            bits = 8 * found.n_bytes / self.prepared.model.n_parameters
+            self.emit(LevelPlanned(level.name, ordinal, found.n_bytes, bits, found.fallbacks,
+                                   dict(found.tensor_types)))
+            if found.needs_imatrix:
+                self.emit(LevelDone(level.name, "skipped", f"{level.name} needs an importance matrix."))
+            elif found.n_bytes > self.plan.target_bytes:
+                self.emit(LevelDone(level.name, "oversize",
+                                    f"{found.n_bytes:,} bytes are over the target of {self.plan.target_bytes:,}."))
+            if not found.needs_imatrix:
+                forecasts[level.name] = found
+        return forecasts
+
+    def _refuse_impossible(self, forecasts: Mapping[str, Forecast], order: list[str]) -> None:
+        if order:
+            return
+        if not forecasts:
+            raise TargetImpossible("None of the levels asked for can be built: each needs an importance matrix or "
+                                   "is refused by the engine. Ask for others with --levels.")
+        smallest = min(forecasts.values(), key=lambda found: found.n_bytes)
+        raise TargetImpossible(
+            f"No level is small enough: the smallest, {smallest.level}, takes {smallest.n_bytes / 1e6:,.1f} MB, and "
+            f"the target is {self.plan.target_bytes / 1e6:,.1f} MB. Raise --target-size or ask for smaller levels.")
+
+    def _baseline(self) -> float:
+        """Measure the original on the first look; return the seconds that took."""
+        started, reused = time.monotonic(), self.steps.reused
+        perplexity = self.bench.perplexity()
+        self._score(self.original, 0)
+        seconds = time.monotonic() - started
+        self._report(self.original, baseline_rows(perplexity, self.scores[""].each, self.bench.speed(self.original)))
+        return 0.0 if self.steps.reused > reused else seconds
+
+    def _report(self, subject: Subject, rows: tuple[Result, ...], columns: Mapping[str, Any] | None = None) -> None:
+        self.emit(LevelMeasured(subject.level, rows, response_rows(self.prepared.scenarios, self.scores[subject.level].each)
+                                if subject.level in self.scores else (), columns or {}))
+
+    def _score(self, subject: Subject, look: int) -> Scored:
+        """Score subject on all scenarios of look, adding to what earlier looks scored."""
+        each = dict(self.scores[subject.level].each) if subject.level in self.scores else {}
+        for index in range(look + 1):
+            part = self.prepared.scenarios[self.looks[index - 1] if index else 0:self.looks[index]]
+            if part and part[0].id not in each:
+                chosen, said = self.bench.forced_choice(subject, part), self.bench.responses(subject, part)
+                each.update({scenario.id: {**chosen[scenario.id], **said[scenario.id]} for scenario in part})
+        self.scores[subject.level] = Scored(each)
+        return self.scores[subject.level]
+
+    def _end(self, name: str, state: str, reason: str, n_bytes: int, score: float = 0.0,
+             columns: Mapping[str, Any] | None = None) -> None:
+        self.rungs.append(Rung(name, state, n_bytes, score))
+        self.emit(LevelDone(name, state, reason, columns or {}))
+
+    def _level(self, level: Level, forecast: Forecast) -> None:
+        """Build and measure one level; an engine that refuses costs this level only."""
+        self.emit(LevelStarted(level.name))
+        started = time.monotonic()
+        try:
+            subject, facts = self.bench.build(level, forecast)
+            facts = {**facts, "bits_per_weight": 8 * facts["bytes"] / self.prepared.model.n_parameters}
+            self._report(subject, (), facts)
+            divergence = self.bench.divergence(subject)
+            speed = self.bench.speed(subject)
+            if divergence["kld"] > self.plan.max_kld:
+                self._report(subject, level_rows(divergence, {}, None), {"tokens_per_s": speed})
+                self._end(level.name, "rejected", f"Its KL divergence of {divergence['kld']:.3f} nats is over "
+                          f"{self.plan.max_kld:g}, so nothing was generated.", facts["bytes"])
+                return
+            loss, verdict, score = self._decide(subject)
+        except (DiskFull, StateUnwritable):
+            raise
+        except NightpressError as problem:
+            self._end(level.name, "error", str(problem), forecast.n_bytes)
+            return
+        columns = {"degradation": loss.value, "degradation_low": loss.low, "degradation_high": loss.high,
+                   "n_scenarios": loss.n, "tokens_per_s": speed, "measured_s": time.monotonic() - started}
+        self._report(subject, level_rows(divergence, self.scores[level.name].each, loss), columns)
+        self._end(level.name, *self._verdict(verdict, loss), facts["bytes"], score)
+
+    def _decide(self, subject: Subject) -> tuple[gate.Interval, gate.Verdict, float]:
+        """Look at ever more scenarios until the verdict is clear or the cap is reached."""
+        for look in range(len(self.looks)):
+            base, mine = self._score(self.original, look), self._score(subject, look)
+            pairs = [(base.each[name], found) for name, found in mine.each.items()]
+            loss = gate.degradation(Scored({str(i): a for i, (a, _) in enumerate(pairs)}).overall(),
+                                    mine.overall(), looks=len(self.looks), seed=self.plan.seed)
+            verdict = gate.decide(loss, self.plan.max_degradation)
+            if verdict is not gate.Verdict.INCONCLUSIVE:
+                break
+        scores = mine.overall()
+        return loss, verdict, sum(scores) / len(scores)
+
+    def _verdict(self, verdict: gate.Verdict, loss: gate.Interval) -> tuple[str, str]:
+        allowed = self.plan.max_degradation
+        told = (f"{100 * loss.value:.1f} % worse than the original, between {100 * loss.low:.1f} and "
+                f"{100 * loss.high:.1f} % ({loss.n} scenarios); {100 * allowed:g} % are allowed")
+        if verdict is gate.Verdict.INCONCLUSIVE and self.plan.accept_inconclusive:
+            return "passed", f"Undecided, and accepted on request: {told}."
+        return verdict.value, f"{told}." if verdict is not gate.Verdict.INCONCLUSIVE else f"Undecided: {told}."
+
+
+def press(prepared: Prepared, done: Mapping[str, Result], settled: Mapping[str, Mapping[str, str]],
+          emit: Emit) -> None:
+    """Carry out a prepared run; see `Press`."""
+    try:
+        Press(prepared, done, settled, emit).run()
+    finally:
+        _forget_stores(Path(prepared.plan.scratch), older_than_s=7 * 86_400)
+
+
+def _forget_stores(scratch: Path, older_than_s: float) -> None:
+    """Remove checkpoints that no run has touched for a week."""
+    now = time.time()
+    for folder in scratch.glob("*"):
+        if folder.is_dir() and now - folder.stat().st_mtime > older_than_s:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,142 @@
+"""The plan of a run: everything that decides its numbers, in one frozen object."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loops.engine.model import EngineOptions
+from state.faults import NightpressError
+
+DEFAULT_TARGET_BYTES = 24_000_000_000
+DEFAULT_MAX_DEGRADATION = 0.07
+
+#: Mean KL divergence beyond which a candidate is rejected before any text is generated. Llama-3-8B
+#: has 0.445 at Q2_K without importance matrix (llama.cpp, tools/perplexity/README.md), where its
+#: perplexity is up by half; beyond that no task score has been seen to hold.
+DEFAULT_MAX_KLD = 0.5
+
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?)b?|(b))?\s*", re.IGNORECASE)
+
+
+class BadSize(NightpressError):
+    """A size is a number with a unit, such as 20GB, 800MB or 1.5GiB; without a unit it means GB."""
+
+    exit_code = 65
+
+
+class TargetImpossible(NightpressError):
+    """No level is small enough for the target."""
+
+    exit_code = 66
+
+
+class CannotFinish(NightpressError):
+    """This run cannot finish on this machine."""
+
+    exit_code = 67
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that text names: `20` and `20GB` are 20e9, `800MB` 800e6, `1GiB` 2**30.
+
+    Raises:
+        BadSize: the text is no size, or zero.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise BadSize(f"{text!r} is no size. Write a number with a unit, such as 20GB, 800MB or 1.5GiB.")
+    number, unit, binary, plain = match.groups()
+    power = 0 if plain else "kmgt".index((unit or "g").lower()) + 1
+    size = round(float(number) * (1024 if binary else 1000) ** power)
+    if size <= 0:
+        raise BadSize(f"{text!r} is no size to aim at: it must be more than nothing.")
+    return size
+
+
+@dataclass(frozen=True)
+class PressPlan:
+    """What to press, how far, and how to measure it.
+
+    Attributes:
+        model: path of the original.
+        name: of the model in the ledger and in the deploy directory.
+        levels: names; empty for the original ladder.
+        target_bytes: candidates larger than this are not built.
+        max_degradation: largest relative loss of the mean score that passes.
+        max_kld: mean KL divergence beyond which a candidate is rejected without generating.
+        max_iterations: most levels to build.
+        strategy: `walk` or `bisect`.
+        prefer: `smallest`, `score` or `score-per-gb`.
+        scenarios: a JSONL file; None for the built-in ones.
+        first_scenarios: scenarios at the first look.
+        max_scenarios: most scenarios; 0 for all there are.
+        text: evaluation text; None for the one that ships.
+        text_windows: most windows of 512 tokens to score; 0 for all.
+        accept_inconclusive: count what could not be decided as passed.
+        allow_requantize: accept an original that is quantized.
+        ignore_forecast: start although the forecast says that memory will not do.
+        tool: an external llama-quantize.
+        timeout_s: deadline of a level; 0 for none.
+        simulate: no native work; results are invented and marked so.
+        max_tokens: of a reply.
+        seed: of the bootstrap.
+        options: of the engine.
+        blobs: folder for finished levels.
+        scratch: folder for checkpoints.
+        store_bytes: most disk for the original's log-probabilities.
+    """
+
+    model: str
+    name: str
+    blobs: str
+    scratch: str
+    levels: tuple[str, ...] = ()
+    target_bytes: int = DEFAULT_TARGET_BYTES
+    max_degradation: float = DEFAULT_MAX_DEGRADATION
+    max_kld: float = DEFAULT_MAX_KLD
+    max_iterations: int = 10
+    strategy: str = "walk"
+    prefer: str = "smallest"
+    scenarios: str | None = None
+    first_scenarios: int = 25
+    max_scenarios: int = 0
+    text: str | None = None
+    text_windows: int = 0
+    accept_inconclusive: bool = False
+    allow_requantize: bool = False
+    ignore_forecast: bool = False
+    tool: str | None = None
+    timeout_s: float = 0.0
+    simulate: bool = False
+    max_tokens: int = 96
+    seed: int = 0
+    store_bytes: int = 2 << 30
+    options: EngineOptions = field(default_factory=EngineOptions)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a dict that json can write and `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> PressPlan:
+        """Return the plan that `as_json` wrote."""
+        known = dict(fields)
+        known["options"] = EngineOptions(**known.get("options", {}))
+        known["levels"] = tuple(known.get("levels", ()))
+        return cls(**known)
+
+    @property
+    def model_path(self) -> Path:
+        """Where the original lies."""
+        return Path(self.model)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the outcome: everything but places on this machine."""
+        fields = asdict(self)
+        for place in ("model", "blobs", "scratch", "scenarios", "text", "timeout_s", "ignore_forecast"):
+            del fields[place]
+        return fields

@@ -1,0 +1,161 @@
+"""The worker: one job in on standard input, events out on standard output, gone with its parent.
+
+Native code runs here and nowhere else. The first line of standard input is the job; the pipe stays
+open as a leash, and when it closes the worker ends at once, whatever it is doing. The worker knows
+no database: what it has done it tells, and what was done before it is told.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from loops.events import Event, Failed, Finished, Note, to_line
+from state.faults import NightpressError
+
+Emit = Callable[[Event], None]
+Job = dict[str, Any]
+
+
+class JobRefused(NightpressError):
+    """The worker was given a job that it does not know."""
+
+    exit_code = 68
+
+
+class Pipe:
+    """Events out, lines in; a thread watches the leash."""
+
+    def __init__(self) -> None:
+        # Native code prints to descriptor 1 when it feels like it: events get a private copy.
+        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+        os.dup2(2, 1)
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._watch, name="leash", daemon=True).start()
+
+    def _watch(self) -> None:
+        for line in sys.stdin:
+            self._lines.put(line)
+        _end_group()
+
+    def emit(self, event: Event) -> None:
+        """Send one event; a parent that is gone ends the worker."""
+        line = to_line(event)
+        with self._lock:
+            try:
+                self._out.write(line + "\n")
+            except BrokenPipeError:
+                _end_group()
+
+    def receive(self) -> Any:
+        """Return the next line of standard input, decoded from JSON."""
+        return json.loads(self._lines.get())
+
+
+def _end_group() -> None:
+    """End this process and every process it started, without waiting for native code to return."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def _demote() -> None:
+    """Ask for the lowest priority, and to die with the parent even while stopped."""
+    import psutil
+
+    os.nice(19)
+    if sys.platform == "linux":
+        psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _press(job: Job, pipe: Pipe) -> None:
+    from loops.pass1.loop import prepare, press
+    from loops.pass1.plan import PressPlan
+
+    prepared = prepare(PressPlan.from_json(job["plan"]), pipe.emit, job.get("known_sha256"))
+    pipe.emit(prepared.opened)
+    go = pipe.receive()
+    press(prepared, go["steps"], go["settled"], pipe.emit)
+
+
+def _probe(job: Job, pipe: Pipe) -> None:
+    from loops.engine.probe import probe_extra_buffers
+
+    found = probe_extra_buffers(Path(job["folder"]))
+    pipe.emit(Finished(None, "Extra buffers work on this CPU.", found))
+
+
+def _smoke(job: Job, pipe: Pipe) -> None:
+    from loops.engine.model import EngineOptions
+    from loops.engine.smoke import smoke
+
+    reply = smoke(Path(job["model"]), EngineOptions(**job["options"]), job["sha256"])
+    pipe.emit(Finished(None, "The model loads and answers.", reply))
+
+
+def _inspect(job: Job, pipe: Pipe) -> None:
+    from loops.engine.gguf_check import check_model
+    from loops.engine.inspection import describe
+
+    pipe.emit(Finished(None, "", describe(check_model(Path(job["model"])))))
+
+
+def _levels(job: Job, pipe: Pipe) -> None:
+    from loops.engine.inspection import list_levels
+
+    pipe.emit(Finished(None, "", {"levels": list_levels(Path(job["model"]) if job.get("model") else None)}))
+
+
+def _engine(_job: Job, pipe: Pipe) -> None:
+    from loops.engine import native
+
+    pipe.emit(Finished(None, "", asdict(native.build()) | {"id": native.build().id, "gpu": native.supports_gpu()}))
+
+
+JOBS: dict[str, Callable[[Job, Pipe], None]] = {
+    "press": _press, "probe": _probe, "smoke": _smoke, "inspect": _inspect, "levels": _levels, "engine": _engine}
+
+
+def main() -> int:
+    """Carry out the job on standard input; return the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    pipe = Pipe()
+    try:
+        job = pipe.receive()
+        if job.get("job") not in JOBS:
+            raise JobRefused(f"The worker knows no job {job.get('job')!r}.")
+        if job.get("demote", True):
+            _demote()
+        JOBS[job["job"]](job, pipe)
+    except NightpressError as problem:
+        pipe.emit(Failed(type(problem).__name__, problem.exit_code, str(problem)))
+        return problem.exit_code
+    except MemoryError:
+        pipe.emit(Failed("OutOfMemory", 35, "This machine has not enough memory for this model. Close other programs, "
+                                            "or measure less at once with fewer scenarios."))
+        return 35
+    except Exception as problem:  # noqa: BLE001 - the parent must hear of a bug, with its place
+        import traceback
+
+        pipe.emit(Note(traceback.format_exc()))
+        pipe.emit(Failed(type(problem).__name__, 70, f"A bug in the worker: {type(problem).__name__}: {problem}"))
+        return 70
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # native destructors have nothing left to do, and some of them crash

@@ -1,0 +1,86 @@
+"""The states of a run and of a level, and the only steps allowed between them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar, TypeVar
+
+from state.faults import NightpressError
+
+
+class IllegalTransition(NightpressError):
+    """A run or level cannot take this step from its present state; this is a bug, please report it."""
+
+    exit_code: ClassVar[int] = 48
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+class LevelState(StrEnum):
+    """Where a level of a run stands; everything but planned, working and crashed is a result."""
+
+    PLANNED = "planned"
+    WORKING = "working"
+    PASSED = "passed"
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+    REJECTED = "rejected"
+    OVERSIZE = "oversize"
+    SKIPPED = "skipped"
+    CRASHED = "crashed"
+    TIMED_OUT = "timed_out"
+    ERROR = "error"
+    QUARANTINED = "quarantined"
+
+
+RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
+    RunState.RUNNING: frozenset({RunState.INTERRUPTED, RunState.FINISHED, RunState.FAILED}),
+    RunState.INTERRUPTED: frozenset({RunState.RUNNING}),
+    RunState.FAILED: frozenset({RunState.RUNNING}),
+    RunState.FINISHED: frozenset(),
+}
+
+# A result is decided anew only by planning or working on the level again, when its run is resumed.
+_AGAIN = frozenset({LevelState.PLANNED, LevelState.WORKING})
+
+LEVEL_TRANSITIONS: dict[LevelState, frozenset[LevelState]] = {
+    LevelState.PLANNED: frozenset({
+        LevelState.WORKING, LevelState.OVERSIZE, LevelState.SKIPPED, LevelState.QUARANTINED,
+        LevelState.CRASHED, LevelState.TIMED_OUT, LevelState.ERROR,
+    }),
+    LevelState.WORKING: frozenset(LevelState) - {LevelState.WORKING},
+    LevelState.CRASHED: _AGAIN | {LevelState.QUARANTINED},
+    LevelState.PASSED: _AGAIN,
+    LevelState.FAILED: _AGAIN,
+    LevelState.INCONCLUSIVE: _AGAIN,
+    LevelState.REJECTED: _AGAIN,
+    LevelState.OVERSIZE: _AGAIN,
+    LevelState.SKIPPED: _AGAIN,
+    LevelState.TIMED_OUT: _AGAIN,
+    LevelState.ERROR: _AGAIN,
+    LevelState.QUARANTINED: _AGAIN,
+}
+
+_State = TypeVar("_State", RunState, LevelState)
+
+
+def advance(old: _State, new: _State) -> _State:
+    """Return `new` when the table allows it from `old`; the same state again is always allowed.
+
+    Raises:
+        IllegalTransition: when the table has no such step.
+    """
+    if old is new:
+        return new
+    allowed = RUN_TRANSITIONS[old] if isinstance(old, RunState) else LEVEL_TRANSITIONS[old]
+    if new not in allowed:
+        what = "A run" if isinstance(old, RunState) else "A level"
+        raise IllegalTransition(f"{what} cannot go from {old} to {new}; this is a bug, please report it.")
+    return new
