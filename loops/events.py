@@ -138,12 +138,19 @@ _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (
 
 
 def to_line(event: Event) -> str:
-    """Return event as one line of JSON without the newline; NaN and infinity are refused.
+    """Return event as one line of ASCII JSON without the newline; NaN and infinity are refused.
+
+    ASCII, because a path may hold bytes that are no UTF-8 and a reply a character that some take for
+    the end of a line.
 
     Raises:
         ValueError: a number is not finite.
     """
-    return json.dumps({"event": type(event).__name__, **asdict(event)}, ensure_ascii=False, allow_nan=False)
+    return json.dumps({"event": type(event).__name__, **asdict(event)}, allow_nan=False)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def from_line(line: str) -> Event:
@@ -153,8 +160,10 @@ def from_line(line: str) -> Event:
         ValueError: the line is no event.
     """
     try:
-        fields = json.loads(line)
-        event: Event = _KINDS[fields.pop("event")](**fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        fields = json.loads(line, parse_constant=_refuse)
+        kind = _KINDS[fields.pop("event")]
+        event: Event = kind(**{name: tuple(value) if isinstance(value, list) else value
+                               for name, value in fields.items()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise ValueError(f"not an event: {line[:200]!r}") from problem
     return event

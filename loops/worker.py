@@ -98,7 +98,7 @@ def _probe(job: Job, pipe: Pipe) -> None:
 
 
 def _smoke(job: Job, pipe: Pipe) -> None:
-    from loops.engine.model import EngineOptions
+    from loops.engine.options import EngineOptions
     from loops.engine.smoke import smoke
 
     reply = smoke(Path(job["model"]), EngineOptions(**job["options"]), job["sha256"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from state import releases
 from state.blobs import BlobStore
@@ -13,6 +14,9 @@ from state.faults import NightpressError
 from state.files import orphans, sha256_file
 from state.owner import is_live
 from state.states import LevelState, RunState
+
+if TYPE_CHECKING:
+    from state.ledger import Ledger  # imports SQLModel, which checking does without
 
 
 def violations(
@@ -30,8 +34,8 @@ def violations(
             f"Blob {path} does not hold what its name says." for path in store.blobs()
             if sha256_file(path) != path.stem
         ]
-    left = [*releases.stale(deploy_dir), *store.orphans(), *orphans(store.root), *orphans(state_dir),
-            *orphans(state_dir / "backups")]
+    left = [*releases.stale(deploy_dir), *store.orphans(),
+            *(path for folder in _folders(state_dir, store) for path in orphans(folder))]
     found += [f"{path} was left behind by a process that is gone." for path in left]
     return found + _ledger(state_dir)
 
@@ -59,13 +63,24 @@ def repair(state_dir: Path, deploy_dir: Path, *, blobs_dir: Path | None = None) 
     from state.ledger import Ledger
 
     with Ledger.open(state_dir, "nightpress check --repair") as ledger:
-        store = BlobStore(blobs_dir or state_dir / "blobs", 0)
-        done = [*releases.clean_staging(deploy_dir), *store.clean_incoming()]
-        for folder in (store.root, state_dir, state_dir / "backups"):
-            for path in orphans(folder):
-                path.unlink(missing_ok=True)
-                done.append(path)
-        return [f"Removed {path}." for path in done] + ledger.recover()
+        return tidy(ledger, deploy_dir, blobs_dir=blobs_dir)
+
+
+def tidy(ledger: Ledger, deploy_dir: Path, *, blobs_dir: Path | None = None) -> list[str]:
+    """Remove what dead processes left behind and mark their runs as interrupted; return what was done."""
+    state_dir = ledger.state_dir
+    store = BlobStore(blobs_dir or state_dir / "blobs", 0)
+    done = [*releases.clean_staging(deploy_dir), *store.clean_incoming()]
+    for folder in _folders(state_dir, store):
+        for path in orphans(folder):
+            path.unlink(missing_ok=True)
+            done.append(path)
+    return [f"Removed {path}." for path in done] + ledger.recover()
+
+
+def _folders(state_dir: Path, store: BlobStore) -> list[Path]:
+    """Return where temporary files may lie."""
+    return [store.root, state_dir, state_dir / "backups", *(state_dir / "scratch").glob("*/")]
 
 
 def _deployed(deploy_dir: Path, deep: bool) -> list[str]:

@@ -166,6 +166,17 @@ class Queries:
             )
         return {row["fingerprint"]: row["result"] for row in rows}
 
+    def steps_of_model(self, model_sha256: str) -> dict[str, Row]:
+        """Return the results of all finished steps of runs of one model by fingerprint."""
+        rows = self.rows("SELECT step.fingerprint, step.result FROM step JOIN run ON run.id = step.run_id "
+                         "WHERE run.model_sha256 = ?", (model_sha256,))
+        return {row["fingerprint"]: row["result"] for row in rows}
+
+    def steps_of_run(self, run_id: int) -> dict[str, Row]:
+        """Return the results of the finished steps that this very run recorded, by fingerprint."""
+        rows = self.rows("SELECT fingerprint, result FROM step WHERE run_id = ?", (run_id,))
+        return {row["fingerprint"]: row["result"] for row in rows}
+
     def crash_count(self, fingerprint: str) -> int:
         """Return how often the worker died over this fingerprint since it was last released."""
         return int(self.rows("SELECT count(*) AS n FROM crash WHERE fingerprint = ?", (fingerprint,))[0]["n"])

@@ -265,6 +265,11 @@ def current(deploy_dir: Path, model: str) -> Release | None:
     return load(home, number)
 
 
+def current_number(deploy_dir: Path, model: str) -> int | None:
+    """Return the number that `current` names, sound or not; None without a pointer."""
+    return _pointed(_home(deploy_dir, model))
+
+
 def models(deploy_dir: Path) -> list[str]:
     """Return the names of the models in the deploy directory."""
     if not deploy_dir.is_dir():

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loops.engine.model import Context, ContextSpec, Model, NotFinite, Tokens, open_context, physical_cores
+from loops.engine.model import Context, ContextSpec, Model, NotFinite, Tokens, open_context
+from loops.engine.options import physical_cores
 from loops.engine.scratch import load_array, save_array
 from state.faults import NightpressError, failpoint
 
@@ -92,7 +93,7 @@ def cut_windows(model: Model, text: str, *, special: bool = False, limit: int = 
 
 def log_softmax(logits: Floats) -> Floats:
     """Return log-probabilities of rows of logits, float32 of the same shape (rows, vocabulary)."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
+    shifted: Floats = logits - logits.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return shifted
 
@@ -139,8 +140,15 @@ class BaselineStore:
         return self.folder / f"{kind}-{index:05d}.npy"
 
     def has(self, index: int) -> bool:
-        """Tell whether group index is complete; the scalar file is written last."""
-        return load_array(self._file("scalars", index)) is not None
+        """Tell whether group index is complete, each of its files readable."""
+        rows = len(self.windows.group(index)) * ROWS
+        shapes = {"scalars": (rows, 2)}
+        if not self.top or index == 0:
+            shapes["full"] = (rows, self.n_vocab)
+        if self.top:
+            shapes |= {"ids": (rows, self.top), "best": (rows, self.top + 1)}
+        found = {kind: load_array(self._file(kind, index), mapped=True) for kind in shapes}
+        return all(array is not None and array.shape == shapes[kind] for kind, array in found.items())
 
     def write(self, index: int, logits: Floats, targets: Tokens) -> None:
         """Keep one group.
@@ -183,7 +191,8 @@ class BaselineStore:
         """Return the original's perplexity, its standard error and the number of scored tokens."""
         nll = -np.concatenate([np.load(self._file("scalars", index))[:, 0] for index in range(self.windows.groups)])
         mean, error = _mean_and_error(nll)
-        return {"ppl": math.exp(mean), "ppl_error": math.exp(mean) * error, "tokens": float(len(nll))}
+        ppl = _perplexity(mean)
+        return {"ppl": ppl, "ppl_error": ppl * error, "tokens": float(len(nll))}
 
     def compare(self, index: int, logits: Floats, targets: Tokens) -> NDArray[np.float64]:
         """Compare a model's logits of group index to the original's.
@@ -221,7 +230,8 @@ class BaselineStore:
 def _log_rest(kept: Floats) -> Floats:
     """Return the log of the probability that rows of log-probabilities leave out, shape (rows,)."""
     rest = 1.0 - np.exp(kept.astype(np.float64)).sum(axis=1)
-    return np.log(np.maximum(rest, 1e-12)).astype(np.float32)
+    logs: Floats = np.log(np.maximum(rest, 1e-12)).astype(np.float32)
+    return logs
 
 
 def _divergence(base: Floats, other: Floats) -> NDArray[np.float64]:
@@ -318,6 +328,17 @@ def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(max(1, n - 1)))
 
 
+def _perplexity(nll: float) -> float:
+    """Return the perplexity of a mean negative log-likelihood.
+
+    Raises:
+        NotFinite: it is too large for a number.
+    """
+    if nll > 700:
+        raise NotFinite(f"The model gives the text e^-{nll:.0f} per token: its weights are damaged.")
+    return math.exp(nll)
+
+
 def summarise(rows: NDArray[np.float64]) -> Divergence:
     """Reduce the rows of `BaselineStore.compare` to statistics.
 
@@ -331,7 +352,7 @@ def summarise(rows: NDArray[np.float64]) -> Divergence:
     covariance = float(((nll * nll_base).mean() - ln_ppl * ln_base) / max(1, n - 1))
     ratio_variance = ln_error ** 2 + ln_base_error ** 2 - 2 * covariance
     ratio_error = math.sqrt(max(0.0, ratio_variance))
-    ppl, base = math.exp(ln_ppl), math.exp(ln_base)
+    ppl, base = _perplexity(ln_ppl), _perplexity(ln_base)
     difference_variance = ((ppl * ln_error) ** 2 + (base * ln_base_error) ** 2 - 2 * ppl * base * covariance)
     mean_kld, kld_error = _mean_and_error(kld)
     mean_dp, dp_error = _mean_and_error(delta_p)

@@ -6,11 +6,9 @@ import difflib
 import functools
 from dataclasses import dataclass
 
+from loops.engine.ladders import ORIGINAL_LADDER
 from loops.engine.native import library
 from state.faults import NightpressError
-
-#: the ladder of the original tool, from large to small
-ORIGINAL_LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_L", "Q2_K")
 
 #: types of an unquantized model
 UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
@@ -69,7 +67,7 @@ def parse_ladder(text: str | None) -> tuple[Level, ...]:
     Raises:
         UnknownLevel: a name is unknown or the list is empty.
     """
-    names = [name for name in (text or ",".join(ORIGINAL_LADDER)).split(",") if name.strip()]
+    names = [name for name in (",".join(ORIGINAL_LADDER) if text is None else text).split(",") if name.strip()]
     if not names:
         raise UnknownLevel("The list of levels is empty. Give some, like --levels Q8_0,Q4_K_M.")
     return tuple(dict.fromkeys(level_named(name) for name in names))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loops.engine.native import EngineFailed, library, log
+from loops.engine.options import EngineOptions
 
 Tokens = NDArray[np.int32]
 
@@ -35,36 +36,6 @@ class OutOfMemory(EngineFailed):
     """There is not enough memory for this model and context."""
 
     exit_code = 35
-
-
-def physical_cores() -> int:
-    """Return the number of processors this process may use."""
-    try:
-        return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How the engine runs. All of it enters the fingerprint: it moves the last digits.
-
-    Attributes:
-        threads: for computing.
-        extra_buffers: repack weights for this CPU; off where the probe saw it crash.
-        gpu_layers: layers to offload; 0 keeps all on the CPU, -1 offloads all.
-        ubatch: tokens computed at once.
-    """
-
-    threads: int = 0
-    extra_buffers: bool = True
-    gpu_layers: int = 0
-    ubatch: int = 512
-
-    @property
-    def thread_count(self) -> int:
-        """The threads to use: as set, or one per processor."""
-        return self.threads or physical_cores()
 
 
 @dataclass(frozen=True)
@@ -231,6 +202,8 @@ class Context:
             EngineFailed: the library's reason.
         """
         lib, batch, n = library(), self._batch, len(tokens)
+        if n > self.spec.cells:  # the batch's arrays are of that size, and nothing else guards their ends
+            raise OutOfMemory(f"The context of {self.spec.cells} tokens has no room for {n}.")
         batch.n_tokens = n
         ids, places = np.asarray(tokens, dtype=np.int32), np.asarray(positions, dtype=np.int32)
         marks = np.asarray(outputs, dtype=np.int8)

@@ -17,10 +17,11 @@ from typing import Any
 from loops.engine.gguf_check import CheckedModel, check_gguf
 from loops.engine.gguf_format import tensor_types
 from loops.engine.levels import UNQUANTIZED, Level
-from loops.engine.model import EngineOptions, check_finite, load_model
+from loops.engine.model import check_finite, load_model
+from loops.engine.options import EngineOptions
 from loops.engine.native import EngineFailed, library, log
 from state.faults import NightpressError, failpoint
-from state.files import DiskFull, explained, fsync_file, fsync_folder, sha256_file
+from state.files import DiskFull, explained, fsync_file, fsync_folder, sha256_file, temporary_beside
 
 Progress = Callable[[float], None]
 
@@ -220,7 +221,7 @@ def quantize(spec: QuantizeSpec, expected: Forecast, folder: Path,
     if expected.needs_imatrix:
         raise NeedsImatrix(f"{spec.level.name} needs an importance matrix, and this run has none. "
                            "Choose a level that does without, such as Q2_K or IQ3_S.")
-    incoming = folder / "incoming" / f"{spec.level.name}-{os.getpid()}.gguf"
+    incoming = temporary_beside(folder / "incoming" / f"{spec.level.name}.gguf")
     started = time.monotonic()
     try:
         with explained(folder):
@@ -229,14 +230,15 @@ def quantize(spec: QuantizeSpec, expected: Forecast, folder: Path,
             failpoint("quantize.written")
         seconds = time.monotonic() - started
         types = _verify(spec, expected, incoming)
-        fsync_file(incoming)
-        sha256 = sha256_file(incoming)
-        failpoint("quantize.verified")
-        final = folder / f"{sha256}.gguf"
-        incoming.chmod(0o444)
-        incoming.replace(final)
-        fsync_folder(folder)
-        failpoint("quantize.renamed")
+        with explained(folder):
+            fsync_file(incoming)
+            sha256 = sha256_file(incoming)
+            failpoint("quantize.verified")
+            final = folder / f"{sha256}.gguf"
+            incoming.chmod(0o444)
+            incoming.replace(final)
+            fsync_folder(folder)
+            failpoint("quantize.renamed")
     finally:
         incoming.unlink(missing_ok=True)
     return Quantized(final, sha256, final.stat().st_size, types, expected.fallbacks, seconds)
@@ -282,6 +284,21 @@ class _ShareOfBytes:
             self._done += self._last
             self._last = self._sizes.get(match[1], 0)
         return self._done / self._total
+
+
+def tool_identity(tool: Path | None) -> str | None:
+    """Return the sha256 of an external tool, None for the library.
+
+    Raises:
+        ToolFailed: the file cannot be read.
+    """
+    if tool is None:
+        return None
+    try:
+        return sha256_file(tool)
+    except OSError as problem:
+        raise ToolFailed(f"The tool {tool} cannot be read: {problem.strerror}. "
+                         "Give the path of a llama-quantize binary to --quant-tool.") from problem
 
 
 def _run_tool(spec: QuantizeSpec, tool: Path, target: Path, progress: Progress) -> None:

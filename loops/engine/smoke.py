@@ -8,7 +8,8 @@ from typing import Any
 from loops.engine.chat import prompt_tokens
 from loops.engine.generate import Sampling, generate
 from loops.engine.gguf_check import check_gguf
-from loops.engine.model import EngineOptions, check_finite, load_model
+from loops.engine.model import check_finite, load_model
+from loops.engine.options import EngineOptions
 from loops.engine.native import EngineFailed
 from state.files import sha256_file
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +51,7 @@ class Scenario:
 def _parse(line: str, where: str) -> Scenario:
     try:
         fields = json.loads(line)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise ScenariosRefused(f"{where} is not JSON: {problem}.") from problem
     if not isinstance(fields, dict):
         raise ScenariosRefused(f"{where} is not a JSON object.")
@@ -60,13 +59,14 @@ def _parse(line: str, where: str) -> Scenario:
         value = fields.get(name, fields.get("expected_emotion") if name == "emotion" else None)
         if not isinstance(value, str) or not value.strip():
             raise ScenariosRefused(f"{where} has no {name!r}: a text that is not empty is needed.")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ScenariosRefused(f"{where} has half a character in {name!r}: a \\ud escape stands alone.")
         fields[name] = value
     if fields["valence"] not in VALENCES:
         raise ScenariosRefused(f"{where} has the valence {fields['valence']!r}: it must be one of "
                                f"{', '.join(VALENCES)}.")
     intensity = fields.get("intensity")
-    if isinstance(intensity, bool) or not isinstance(intensity, int | float) or not (
-            math.isfinite(intensity) and 0 <= intensity <= 1):
+    if isinstance(intensity, bool) or not isinstance(intensity, int | float) or not 0 <= intensity <= 1:
         raise ScenariosRefused(f"{where} has the intensity {intensity!r}: a number from 0 to 1 is needed.")
     return Scenario(**{name: fields[name] for name in _TEXTS}, intensity=float(intensity),
                     topic=str(fields.get("topic", "")), register=str(fields.get("register", "")))

@@ -6,7 +6,6 @@ Each method is a step: remembered under a fingerprint of everything that decides
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -84,7 +83,7 @@ class Bench:
             return file.is_file() and file.stat().st_size == result["bytes"]
 
         result = self.steps.run("quantize", level.name, work, stands, to=level.name,
-                                model=self.original.sha256, tool=_tool_identity(spec.tool))
+                                model=self.original.sha256, tool=quantize.tool_identity(spec.tool))
         return Subject(level.name, blobs / f"{result['sha256']}.gguf", result["sha256"]), result
 
     @cached_property
@@ -185,10 +184,6 @@ class Bench:
 def _question(model: Model, scenario: Scenario) -> Question:
     return Question(prompt_tokens(model, scenario.prompt), tuple(
         model.tokenize(reply, add_bos=False, special=False) for reply in (scenario.empathic, scenario.dismissive)))
-
-
-def _tool_identity(tool: Path | None) -> str | None:
-    return None if tool is None else hashlib.sha256(tool.read_bytes()).hexdigest()
 
 
 def engine_identity(plan: PressPlan) -> dict[str, Any]:

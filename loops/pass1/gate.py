@@ -84,12 +84,12 @@ def look_sizes(first: int, available: int, cap: int) -> tuple[int, ...]:
     """Return how many scenarios each look uses: first, then doubling, the last at the cap.
 
     Args:
-        first: scenarios at the first look.
+        first: scenarios at the first look, at least one.
         available: scenarios there are.
         cap: most to use; 0 means all.
     """
     most = min(available, cap) if cap else available
-    sizes = [min(first, most)]
+    sizes = [min(max(1, first), most)]
     while sizes[-1] < most:
         sizes.append(most if sizes[-1] * 2 > most * 0.75 else sizes[-1] * 2)
     return tuple(sizes)

@@ -16,7 +16,7 @@ from typing import Any
 from loops.engine import native
 from loops.engine.gguf_check import CheckedModel, check_model
 from loops.engine.levels import Level, parse_ladder
-from loops.engine.quantize import Forecast, refuse_quantized
+from loops.engine.quantize import Forecast, refuse_quantized, tool_identity
 from loops.evaluation.scenarios import Scenario, fingerprint_of, read_scenarios
 from loops.evaluation.text import EvaluationText, read_text
 from loops.events import (
@@ -83,7 +83,8 @@ def prepare(plan: PressPlan, emit: Emit, known_sha256: str | None = None) -> Pre
     text = read_text(Path(plan.text) if plan.text else None, plan.model_path)
     engine = asdict(native.build()) | {"id": native.build().id}
     identity = fingerprint("run", plan=plan.identity(), model=sha256, text=text.sha256,
-                           scenarios=fingerprint_of(scenarios), engine=engine_identity(plan))
+                           scenarios=fingerprint_of(scenarios), engine=engine_identity(plan),
+                           tool=tool_identity(Path(plan.tool) if plan.tool else None))
     header = model.header
     opened = Opened(
         name=plan.name, model_sha256=sha256, model_bytes=model.file_bytes,

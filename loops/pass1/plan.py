@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from loops.engine.model import EngineOptions
+from loops.engine.options import EngineOptions
 from state.faults import NightpressError
 
 DEFAULT_TARGET_BYTES = 24_000_000_000
@@ -19,7 +20,7 @@ DEFAULT_MAX_DEGRADATION = 0.07
 #: perplexity is up by half; beyond that no task score has been seen to hold.
 DEFAULT_MAX_KLD = 0.5
 
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?)b?|(b))?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:([kmgt])(i?)b?|(b))?\s*", re.IGNORECASE)
 
 
 class BadSize(NightpressError):
@@ -51,7 +52,7 @@ def parse_size(text: str) -> int:
         raise BadSize(f"{text!r} is no size. Write a number with a unit, such as 20GB, 800MB or 1.5GiB.")
     number, unit, binary, plain = match.groups()
     power = 0 if plain else "kmgt".index((unit or "g").lower()) + 1
-    size = round(float(number) * (1024 if binary else 1000) ** power)
+    size: int = round(Fraction(number) * (1024 if binary else 1000) ** power)
     if size <= 0:
         raise BadSize(f"{text!r} is no size to aim at: it must be more than nothing.")
     return size
@@ -135,8 +136,12 @@ class PressPlan:
         return Path(self.model)
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the outcome: everything but places on this machine."""
+        """Return what decides the outcome: everything but places on this machine.
+
+        What lies in those places decides too: model, scenarios, text and tool are named by content.
+        """
         fields = asdict(self)
-        for place in ("model", "blobs", "scratch", "scenarios", "text", "timeout_s", "ignore_forecast"):
+        for place in ("model", "blobs", "scratch", "scenarios", "text", "tool", "timeout_s",
+                      "ignore_forecast"):
             del fields[place]
         return fields

@@ -13,6 +13,8 @@ from loops.pass1.gate import Interval
 
 Row = dict[str, Any]
 
+#: what the field and the ledger call the statistics of `Divergence`
+_NAMES = {"kld": "kl_divergence", "ppl": "perplexity", "same_top": "same_top_token"}
 _UNITS = {"kld": "nats/token", "ppl": "", "same_top": "share", "delta_p": "probability", "ln_ppl_ratio": "nats/token"}
 _SKIPPED = {"tokens"}
 
@@ -23,6 +25,14 @@ def _mean_row(metric: str, values: Sequence[float], unit: str = "") -> Row:
     return {"metric": metric, "value": mean, "error": error, "n": len(values), "unit": unit,
             "low": mean - 1.96 * error if error is not None else None,
             "high": mean + 1.96 * error if error is not None else None}
+
+
+def _named(metric: str) -> str:
+    """Return the metric's long name: `kld_p99` becomes `kl_divergence_p99`."""
+    for short, long in _NAMES.items():
+        if metric == short or metric.startswith(f"{short}_"):
+            return long + metric.removeprefix(short)
+    return metric
 
 
 def _score_rows(each: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -43,12 +53,12 @@ def _divergence_rows(divergence: Mapping[str, Any]) -> list[Row]:
         if metric in _SKIPPED or metric.endswith("_error"):
             continue
         if isinstance(value, Mapping):
-            rows += [{"metric": f"{metric.removesuffix('_percentiles')}_p{p}", "value": at, "n": divergence["tokens"]}
+            rows += [{"metric": f"{_named(metric.removesuffix('_percentiles'))}_p{p}", "value": at, "n": divergence["tokens"]}
                      for p, at in value.items()]
             continue
         error = divergence.get(f"{metric}_error")
-        rows.append({"metric": metric, "value": value, "error": error, "n": divergence["tokens"],
-                     "unit": _UNITS.get(metric.split("_percent")[0], _UNITS.get(metric, "")),
+        rows.append({"metric": _named(metric), "value": value, "error": error, "n": divergence["tokens"],
+                     "unit": _UNITS.get(metric, ""),
                      "low": value - 1.96 * error if error is not None else None,
                      "high": value + 1.96 * error if error is not None else None})
     return rows
@@ -57,7 +67,7 @@ def _divergence_rows(divergence: Mapping[str, Any]) -> list[Row]:
 def baseline_rows(perplexity: Mapping[str, Any], each: Mapping[str, Mapping[str, Any]], speed: float) -> tuple[Row, ...]:
     """Return the rows of the original."""
     ppl, error = perplexity["ppl"], perplexity["ppl_error"]
-    return ({"metric": "ppl", "value": ppl, "error": error, "low": ppl - 1.96 * error, "high": ppl + 1.96 * error,
+    return ({"metric": "perplexity", "value": ppl, "error": error, "low": ppl - 1.96 * error, "high": ppl + 1.96 * error,
              "n": int(perplexity["tokens"])},
             {"metric": "tokens_per_s", "value": speed, "unit": "tokens/s"}, *_score_rows(each))
 

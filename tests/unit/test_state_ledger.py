@@ -111,7 +111,8 @@ def test_planning_again_keeps_the_result(open_ledger: Ledger) -> None:
 def test_numbers_that_are_not_finite_and_broken_text_do_not_break_json(open_ledger: Ledger) -> None:
     run = open_ledger.start_run(SPEC)
     open_ledger.record_measurements(run, "", [MeasurementRow("perplexity", float("inf"), low=float("nan"))])
-    open_ledger.record_responses(run, "", [ResponseRow("s1", "p", "half \udc80 \x00", 3, {"x": float("nan")})])
+    open_ledger.record_responses(
+        run, "", [ResponseRow("s1", "p", "half \udc80 \x00", 3, {"x": float("nan")})])
     open_ledger.record_measurements(run, "", [])
     assert open_ledger.measurements(run)[0]["value"] is None
     assert open_ledger.responses(run, "")[0]["scores"] == {"x": None}
@@ -161,9 +162,9 @@ def test_a_simulated_result_cannot_be_released_not_even_in_sql(open_ledger: Ledg
     open_ledger.record_release(ReleaseRow("m", 1, real, "Q2_K", "a" * 64, 9, "/x"))
     connection = sqlite3.connect(open_ledger.state_dir / "ledger.db", isolation_level=None)
     for statement in (
-        f"INSERT INTO release VALUES (9, 'm', 2, {run}, 'Q2_K', '', 1, '', '', NULL, 0)",
-        f"INSERT INTO release VALUES (9, 'm', 2, {real}, 'Q2_K', '', 1, '', '', NULL, 1)",
-        f"UPDATE release SET run_id = {run}", "UPDATE release SET simulated = 1",
+        f"INSERT INTO release VALUES (9, 'm', 2, {run}, 'Q2_K', '', 1, '', '', NULL, 0)",  # noqa: S608
+        f"INSERT INTO release VALUES (9, 'm', 2, {real}, 'Q2_K', '', 1, '', '', NULL, 1)",  # noqa: S608
+        f"UPDATE release SET run_id = {run}", "UPDATE release SET simulated = 1",  # noqa: S608
         "UPDATE run SET simulated = 0", "UPDATE candidate SET simulated = 0",
     ):
         with pytest.raises(sqlite3.IntegrityError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -47,7 +46,7 @@ def number(deploy: Path) -> int | None:
 def test_a_promotion_is_a_readable_release_under_current(tmp_path: Path) -> None:
     release = ops.release(tmp_path, b"one")
     current = tmp_path / "deploy" / "m" / "current"
-    assert os.readlink(current) == "releases/1"
+    assert current.readlink() == Path("releases/1")
     assert (current / "model.gguf").read_bytes() == b"one"
     assert (current / "model.gguf").stat().st_mode & 0o777 == 0o444
     assert (current / "model.gguf").stat().st_nlink == 2, "a hard link of the blob costs no space"
@@ -131,7 +130,9 @@ def test_a_model_that_says_nothing_is_not_published(tmp_path: Path, deploy: Path
 
 
 @pytest.mark.parametrize("facts", [
-    {"simulated": True}, {"verdict": {}}, {"verdict": {"state": "inconclusive"}}, {"sha256": ""}, {"bytes": 0}])
+    {"simulated": True}, {"verdict": {}}, {"verdict": {"state": "inconclusive"}}, {"sha256": ""},
+    {"bytes": 0},
+])
 def test_nothing_simulated_or_not_passed_has_a_manifest(facts: dict[str, object]) -> None:
     with pytest.raises(NotPromotable):
         ops.manifest(b"x", **facts)
@@ -163,7 +164,8 @@ def test_two_promotions_cannot_interleave(deploy: Path, monkeypatch: pytest.Monk
     assert number(deploy) == 3
 
 
-BAD = ["", ".", "..", "../x", "/abs", "a/b", "a\n", "a\0b", "x" * 300, "-x", ".hidden", "a b", "ä", "a\\b", "\x1b[0m"]
+BAD = ["", ".", "..", "../x", "/abs", "a/b", "a\n", "a\0b", "x" * 300, "-x", ".hidden", "a b", "ä", "a\\b",
+       "\x1b[0m"]
 
 
 @pytest.mark.parametrize("name", BAD)

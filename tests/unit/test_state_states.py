@@ -14,7 +14,7 @@ def test_every_state_has_a_row() -> None:
     assert set(RUN_TRANSITIONS) == set(RunState)
 
 
-@pytest.mark.parametrize(("old", "new"), itertools.product(LevelState, LevelState))
+@pytest.mark.parametrize(("old", "new"), list(itertools.product(LevelState, LevelState)))
 def test_a_level_takes_only_steps_of_the_table(old: LevelState, new: LevelState) -> None:
     if old is new or new in LEVEL_TRANSITIONS[old]:
         assert advance(old, new) is new

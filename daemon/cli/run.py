@@ -1,0 +1,142 @@
+"""`nightpress run`: press a model in the foreground."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.options import AsJson, DeployDir, StateDir, print_json
+
+if TYPE_CHECKING:
+    from loops.pass1.plan import PressPlan
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("run")(run)
+
+
+def _name_of(model: Path) -> str:
+    """Return the name a model goes by: its file's, without type and shard number."""
+    from state.manifest import slug
+
+    stem = re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", model.stem)
+    return slug(re.sub(r"[._-](f16|bf16|f32|fp16|fp32)$", "", stem, flags=re.IGNORECASE))
+
+
+def run(
+    model: Annotated[Path | None, typer.Argument(
+        help="The unquantized GGUF: F32, F16 or BF16, or the first of its shards. Default: the starter model.",
+        show_default=False)] = None,
+    target_size: Annotated[str, typer.Option(
+        help="Levels larger than this are not built: 20 (GB), 20GB, 800MB, 1.5GiB.")] = "24GB",
+    max_degradation: Annotated[float, typer.Option(
+        min=0.0, max=1.0, help="Largest loss of the score that passes, as a share: 0.07 is 7 %.")] = 0.07,
+    levels: Annotated[str | None, typer.Option(
+        help="Levels to try, such as Q8_0,Q4_K_M. Default: Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_L,Q2_K.",
+        show_default=False)] = None,
+    once: Annotated[str | None, typer.Option(
+        "--once", "--run-once", metavar="LEVEL", help="Build and measure this one level, and promote nothing.",
+        show_default=False)] = None,
+    max_iterations: Annotated[int, typer.Option(min=1, help="Most levels to build.")] = 10,
+    evaluation_prompts: Annotated[int, typer.Option(
+        min=1, help="Scenarios at the first look; more follow while the verdict is open.")] = 25,
+    max_prompts: Annotated[int, typer.Option(min=0, help="Most scenarios to use; 0 for all there are.")] = 0,
+    scenarios: Annotated[Path | None, typer.Option(
+        help="Your own scenarios, JSONL. Default: the 40 that ship.", show_default=False)] = None,
+    text: Annotated[Path | None, typer.Option(
+        help="Your own text for perplexity and KL divergence. Default: the one that ships.",
+        show_default=False)] = None,
+    text_windows: Annotated[int, typer.Option(min=0, help="Most windows of 512 tokens of the text; 0 for all.")] = 0,
+    max_kld: Annotated[float, typer.Option(
+        min=0.0, help="Mean KL divergence beyond which a level is rejected before it speaks.")] = 0.5,
+    strategy: Annotated[str, typer.Option(
+        help="walk: from large to small, stop at the first failure after a pass. bisect: halve the ladder.")] = "walk",
+    prefer: Annotated[str, typer.Option(
+        help="Which of the levels that pass to take: smallest, score, or score-per-gb.")] = "smallest",
+    accept_inconclusive: Annotated[bool, typer.Option(
+        "--accept-inconclusive", help="Count a level that could not be decided as passed.")] = False,
+    promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Release the chosen level.")] = True,
+    name: Annotated[str | None, typer.Option(
+        help="Name of the model in the deploy folder. Default: from its file.", show_default=False)] = None,
+    quant_tool: Annotated[Path | None, typer.Option(
+        help="An external llama-quantize to use instead of the built-in engine.", show_default=False)] = None,
+    allow_requantize: Annotated[bool, typer.Option(
+        "--allow-requantize", help="Accept a model that is already quantized.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.0, help="Seconds that one level may take; 0 for no limit.")] = 0.0,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Start although the forecast says that memory will not do.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
+    simulate: Annotated[bool, typer.Option(
+        "--simulate", "--mock", help="No native work; all figures are invented, marked so, and never promoted.")] = False,
+    threads: Annotated[int | None, typer.Option(
+        min=1, help="Threads of the engine. Default: one per processor.", show_default=False)] = None,
+    output_dir: Annotated[Path | None, typer.Option(
+        help="Folder for the summary. Default: `output` in the state folder.", show_default=False)] = None,
+    state_dir: StateDir = None,
+    deploy_dir: DeployDir = None,
+    json: AsJson = False,
+) -> None:
+    """Press a model: quantize it level by level, measure each, promote the smallest that holds.
+
+    Without MODEL the starter is pressed, in under a minute. Ctrl-C stops; the same command again goes
+    on where it was.
+    """
+    from daemon.settings import Settings
+    from loops.pass1.ladder import PREFERENCES, STRATEGIES
+    from loops.pass1.plan import PressPlan, parse_size
+    from loops.starter import STARTER_GGUF
+    from state.manifest import check_name
+
+    for value, allowed, option in ((strategy, STRATEGIES, "--strategy"), (prefer, PREFERENCES, "--prefer")):
+        if value not in allowed:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}.", param_hint=option)
+    settings = Settings.load(state_dir=state_dir, deploy_dir=deploy_dir, output_dir=output_dir, threads=threads)
+    chosen = (model.expanduser() if model else STARTER_GGUF).absolute()
+    named = check_name(name) if name else "starter" if model is None else _name_of(chosen)
+    wanted = (once,) if once else tuple(part.strip() for part in levels.split(",") if part.strip()) if levels else ()
+    plan = PressPlan(
+        model=str(chosen), name=named, levels=wanted, blobs=str(settings.blobs), scratch=str(settings.scratch),
+        target_bytes=parse_size(target_size), max_degradation=max_degradation, max_kld=max_kld,
+        max_iterations=max_iterations, strategy=strategy, prefer=prefer,
+        scenarios=str(scenarios.expanduser().absolute()) if scenarios else None, first_scenarios=evaluation_prompts,
+        max_scenarios=max_prompts, text=str(text.expanduser().absolute()) if text else None, text_windows=text_windows,
+        accept_inconclusive=accept_inconclusive, allow_requantize=allow_requantize, ignore_forecast=force,
+        tool=str(quant_tool.expanduser().absolute()) if quant_tool else None, timeout_s=timeout, simulate=simulate)
+    _press(settings, plan, promoting=promote and not once and not simulate, fresh=fresh, as_json=json)
+
+
+def _press(settings: Settings, plan: PressPlan, *, promoting: bool, fresh: bool, as_json: bool) -> None:
+    from daemon.cli.display import Display
+    from daemon.cli.tables import console, print_run
+    from daemon.errors import NothingPassed
+    from daemon.pressing import press
+    from daemon.summary import summarise
+    from daemon.workers import stop_on_signals
+    from state.ledger import Ledger
+
+    errors = console(stderr=True)
+    with (Ledger.open(settings.state_dir, " ".join(["nightpress run", *sys.argv[2:3]])) as ledger,
+          stop_on_signals() as stop, Display(errors) as display):
+        if ledger.degraded:
+            errors.print(f"nightpress: {ledger.degraded}", markup=False)
+        run_id = press(ledger, settings, plan, display.show, stop, promoting=promoting, fresh=fresh)
+        summary = summarise(ledger, run_id)
+    if as_json:
+        print_json(summary)
+    else:
+        out = console()
+        print_run(out, summary)
+        out.print(f"Summary: {summary['run']['summary_path']}", markup=False)
+        if plan.simulate:
+            out.print("Simulated: every figure above is invented, and nothing was promoted.", markup=False)
+    if summary["run"]["chosen_level"] is None:
+        raise NothingPassed("No level passed, so nothing was promoted. `nightpress results` shows the reasons.")
+
+
+if TYPE_CHECKING:
+    from daemon.settings import Settings

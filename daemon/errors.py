@@ -1,0 +1,39 @@
+"""Errors of the service and its commands."""
+
+from __future__ import annotations
+
+from state.faults import NightpressError
+
+
+class WorkerCrashed(NightpressError):
+    """The worker died twice on work that no level stands for, so this run cannot go on."""
+
+    exit_code = 71
+
+
+class WorkerRefused(NightpressError):
+    """The worker reports that the job cannot be done; it exits with the worker's own code."""
+
+    exit_code = 72
+
+    def __init__(self, message: str | None = None, exit_code: int = 72) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # the code of the worker's own error, for the shell
+
+
+class Interrupted(NightpressError):
+    """Stopped on request. The same command goes on where it was."""
+
+    exit_code = 130
+
+
+class NothingPassed(NightpressError):
+    """No level passed, so nothing was promoted."""
+
+    exit_code = 3
+
+
+class SettingsWrong(NightpressError):
+    """The settings are wrong."""
+
+    exit_code = 78

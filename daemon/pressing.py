@@ -1,0 +1,69 @@
+"""Press one model from start to release: what `nightpress run` does, and the service with each of its queue."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+from daemon.engine import probe
+from daemon.promotion import promote
+from daemon.settings import Settings
+from daemon.summary import write_summary
+from daemon.supervisor import Pressing, Show
+from loops.engine.options import EngineOptions
+from loops.events import Note, Progress
+from loops.pass1.plan import PressPlan
+from state.backup import write_backup
+from state.check import tidy
+from state.faults import NightpressError, failpoint
+from state.files import explained, make_folder
+from state.ledger import Ledger, RunState
+
+
+def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, stop: threading.Event, *,
+          promoting: bool = True, fresh: bool = False) -> int:
+    """Press a model and release the chosen level; return the number of the run.
+
+    Whatever an earlier process left behind is tidied first. Killed at any moment, the same plan
+    goes on where it was, and ends with the same figures and the same release.
+
+    Args:
+        ledger: open for writing.
+        settings: where things lie.
+        plan: what to press; its engine options are completed by what the probe found.
+        show: is shown every event.
+        stop: ends the run, which can be resumed.
+        promoting: release the chosen level.
+        fresh: do not use results of earlier runs.
+
+    Raises:
+        NightpressError: the run is recorded as failed or interrupted, with the reason.
+    """
+    with explained(settings.output):
+        make_folder(settings.output, 0o755)
+    tidy(ledger, settings.deploy)
+    options = EngineOptions(threads=settings.threads, gpu_layers=settings.gpu_layers, extra_buffers=False)
+    if not plan.simulate:
+        show(Progress("looking at this CPU", "", 0, 1))
+        found = probe(settings.state_dir)
+        options = replace(options, extra_buffers=found.extra_buffers)
+        if not found.extra_buffers:
+            show(Note(found.reason))
+    pressing = Pressing(ledger, settings, replace(plan, options=options), show, stop, fresh=fresh)
+    outcome = pressing.run()
+    run_id = pressing.run_id
+    failpoint("press.chosen")
+    try:
+        if promoting and outcome.chosen is not None and not plan.simulate:
+            show(Progress("promoting", outcome.chosen, 0, 1))
+            promote(ledger, settings, run_id, outcome.chosen, options)
+        failpoint("press.promoted")
+        ledger.end_run(run_id, RunState.FINISHED, chosen_level=outcome.chosen, reason=outcome.reason)
+        write_summary(ledger, run_id, settings.output)
+    except NightpressError as problem:
+        if ledger.run(run_id)["state"] == RunState.RUNNING:
+            ledger.end_run(run_id, RunState.INTERRUPTED, reason=str(problem))
+        raise
+    ledger.record_event("run.finished", run_id, None, {"chosen": outcome.chosen, "reason": outcome.reason})
+    write_backup(ledger, settings.keep_backups)
+    return run_id

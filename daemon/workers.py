@@ -1,0 +1,137 @@
+"""A worker process: started clean, listened to, ended for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from loops.events import Event, from_line
+
+#: all that a worker sees of this process's environment; keys and tokens are not among it
+ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+               "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS",
+               "OMP_WAIT_POLICY", "SSL_CERT_FILE")
+_FOR_TESTS = ("NIGHTPRESS_TESTING", "NIGHTPRESS_FAILPOINT")
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the whitelisted environment of a worker."""
+    names = [*ENVIRONMENT, *(_FOR_TESTS if os.environ.get("NIGHTPRESS_TESTING") == "1" else ())]
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    return kept | {"GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+class WorkerProcess:
+    """One worker on one job. Leaving the `with` block ends it and all its children."""
+
+    def __init__(self, job: Mapping[str, Any], log: Path) -> None:
+        """Start the worker.
+
+        Args:
+            job: what to do, see `loops.worker`.
+            log: takes what it prints besides events; overwritten.
+        """
+        self._log = log
+        with log.open("wb") as errors:
+            # -P keeps a folder named `state` or `loops` where the user stands from being imported
+            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-P", "-m", "loops.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=errors, env=worker_environment(), start_new_session=True, text=True, encoding="utf-8",
+                errors="replace")
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="worker-events", daemon=True)
+        self._reader.start()
+        self.send(job)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None  # noqa: S101 - PIPE was asked for
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send one line of JSON; a worker that is gone is noticed by whoever reads its events."""
+        assert self.process.stdin is not None  # noqa: S101 - PIPE was asked for
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """Return the next event, None when none came in time.
+
+        Raises:
+            EOFError: the worker is gone and everything it said was read.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                line = self._lines.get(timeout=left)
+            except queue.Empty:
+                return None
+            if line is None:
+                self._lines.put(None)
+                raise EOFError
+            with contextlib.suppress(ValueError):  # a stray print of a library is no event
+                return from_line(line)
+        return None
+
+    def end(self) -> int:
+        """End the worker and everything it started; return its exit status, negative for a signal."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        status = self.process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # what it left behind in its group
+        self._reader.join(timeout=5)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        return status
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.end()
+
+    def last_words(self, lines: int = 3) -> str:
+        """Return the end of what the worker printed besides events."""
+        try:
+            text = self._log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
+
+
+def signal_name(status: int) -> str | None:
+    """Return `SIGSEGV` for the exit status of a process that it ended, None when it exited by itself."""
+    if status >= 0:
+        return None
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-status).name
+    return f"signal {-status}"
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT and SIGTERM set; the handlers found are put back afterwards."""
+    stop = threading.Event()
+    found = {number: signal.signal(number, lambda _number, _frame: stop.set())
+             for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in found.items():
+            signal.signal(number, handler)

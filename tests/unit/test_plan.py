@@ -1,0 +1,93 @@
+"""Sizes mean what people mean by them, and a plan is the same plan wherever its files lie."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loops.engine.options import EngineOptions
+from loops.pass1.plan import BadSize, PressPlan, parse_size
+
+PLAN = PressPlan(model="m.gguf", name="m", blobs="blobs", scratch="scratch")
+PLACES = {"model": "elsewhere.gguf", "blobs": "b", "scratch": "s", "scenarios": "mine.jsonl", "text": "mine.txt",
+          "tool": "llama-quantize"}
+WHEN = {"timeout_s": 5.0, "ignore_forecast": True}
+DECIDING = {
+    "name": "other", "levels": ("Q2_K",), "target_bytes": 1, "max_degradation": 0.5, "max_kld": 0.1,
+    "max_iterations": 1, "strategy": "bisect", "prefer": "score", "first_scenarios": 5, "max_scenarios": 6,
+    "text_windows": 4, "accept_inconclusive": True, "allow_requantize": True, "simulate": True,
+    "max_tokens": 7, "seed": 1, "store_bytes": 5, "options": EngineOptions(threads=3)}
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("20", 20 * 10**9), ("20GB", 20 * 10**9), ("20gb", 20 * 10**9), (" 20 GB ", 20 * 10**9), ("20G", 20 * 10**9),
+    ("800MB", 8 * 10**8), ("800m", 8 * 10**8), ("4.5", 45 * 10**8), ("1.5GiB", 3 * 2**29), ("1GiB", 2**30),
+    ("1Gi", 2**30), ("512MiB", 2**29), ("3kB", 3000), ("3KiB", 3072), ("2TB", 2 * 10**12), ("1TiB", 2**40),
+    ("17B", 17), ("17b", 17), ("0.000000001", 1), ("9007199254740993B", 9007199254740993)])
+def test_a_size_means_what_people_mean(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", [
+    "", " ", "GB", "-1GB", "+1GB", "1,5GB", "1e9", "0x10", "ten", "1 000 MB", "5PB", "1GBB", "1GB\0", "nan", "inf", "0",
+    "0GB", "0.0", "0.0000000001", "0.4B", ".5GB", "5.GB", "9" * 400, "9" * 5000 + "GB", "1.5GiB;rm", "20GB\n20GB",
+    "٢٠GB"])
+def test_what_is_no_size_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(BadSize, match="no size"):
+        parse_size(text)
+
+
+@given(st.integers(1, 10**18 - 1))
+def test_a_size_in_bytes_comes_back_exactly(size: int) -> None:
+    assert parse_size(f"{size}B") == size
+
+
+@given(st.integers(1, 10**6), st.sampled_from([("k", 1), ("m", 2), ("g", 3), ("t", 4)]), st.booleans())
+def test_units_are_powers_in_any_case(number: int, unit: tuple[str, int], binary: bool) -> None:
+    letter, power = unit
+    expected = number * (1024 if binary else 1000) ** power
+    for written in (f"{number}{letter}{'i' if binary else ''}b", f"{number} {letter.upper()}{'i' if binary else ''}B"):
+        assert parse_size(written) == expected
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_positive_size_or_refused(text: str) -> None:
+    try:
+        assert parse_size(text) > 0
+    except BadSize:
+        pass
+
+
+def test_a_plan_survives_json() -> None:
+    plan = replace(PLAN, **{**DECIDING, **PLACES, **WHEN})  # type: ignore[arg-type]
+    assert PressPlan.from_json(json.loads(json.dumps(plan.as_json()))) == plan
+    assert PressPlan.from_json(json.loads(json.dumps(PLAN.as_json()))) == PLAN
+
+
+def test_a_plan_of_unknown_fields_is_refused() -> None:
+    with pytest.raises(TypeError):
+        PressPlan.from_json({**PLAN.as_json(), "levels_": []})
+
+
+@pytest.mark.parametrize("name", [*PLACES, *WHEN])
+def test_places_and_patience_do_not_change_the_identity(name: str) -> None:
+    moved = replace(PLAN, **{name: {**PLACES, **WHEN}[name]})  # type: ignore[arg-type]
+    assert moved != PLAN
+    assert moved.identity() == PLAN.identity()
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_whatever_decides_the_outcome_changes_the_identity(name: str) -> None:
+    assert replace(PLAN, **{name: DECIDING[name]}).identity() != PLAN.identity()  # type: ignore[arg-type]
+
+
+def test_every_field_is_either_a_place_or_decides() -> None:
+    assert {field.name for field in fields(PressPlan)} == {*PLACES, *WHEN, *DECIDING}
+
+
+def test_the_identity_is_what_json_can_hold() -> None:
+    assert json.loads(json.dumps(PLAN.identity()))["options"]["ubatch"] == 512
