@@ -107,7 +107,8 @@ class Comparison:
         for name, pattern in _PRINTED.items():
             found = pattern.search(text)
             if found is None:
-                raise SystemExit(f"llama-perplexity printed no {name}; is it of another version?")
+                raise SystemExit(f"llama-perplexity printed no {name} for {file.name}; is it of another version?\n"
+                                 f"{text[-600:]}")
             figures[name] = float(found[1]) / (100 if name in _SHARES else 1)
         return figures, seconds
 

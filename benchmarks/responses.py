@@ -58,7 +58,7 @@ def compare(arguments: argparse.Namespace, path: Path) -> int:
         for _ in range(arguments.rounds):
             singles, seconds = [], []
             for place in chosen:
-                if place == chosen[len(chosen) // 2]:  # the batch in the middle: both meet the same neighbours
+                if place == chosen[len(chosen) // 2]:  # in the middle: the same neighbours for both
                     started = time.monotonic()
                     replies = generate(model, prompts, sampling)
                     together.append(time.monotonic() - started)
@@ -68,21 +68,24 @@ def compare(arguments: argparse.Namespace, path: Path) -> int:
             alone.append(statistics.mean(seconds) * len(prompts))
             made = sum(len(reply.tokens) for reply in replies)
             alone_rates.append(sum(len(reply.tokens) for reply in singles) / sum(seconds))
-            agreement += [_common(replies[place], single) for place, single in zip(chosen, singles, strict=True)]
+            agreement += [_common(replies[place], single)
+                          for place, single in zip(chosen, singles, strict=True)]
     times = Paired(tuple(together), tuple(alone))
     factors = sorted(1 / ratio for ratio in times.ratios)
     factor = statistics.median(factors)
     figures: dict[str, Any] = {
         "together_s": together, "one_after_the_other_s": alone, "factors": factors, "factor": factor,
-        "singles_measured": len(chosen), "tokens": made, "together_tokens_per_s": made / statistics.median(together),
+        "singles_measured": len(chosen), "tokens": made,
+        "together_tokens_per_s": made / statistics.median(together),
         "alone_tokens_per_s": statistics.median(alone_rates), "same_share": statistics.mean(agreement)}
-    print(f"\ntogether            {statistics.median(together):8.1f} s  {figures['together_tokens_per_s']:6.1f} tokens/s"
-          f"\none after the other {statistics.median(alone):8.1f} s  {figures['alone_tokens_per_s']:6.1f} tokens/s  "
-          f"(extrapolated from {len(chosen)} of {len(prompts)})"
+    print(f"\ntogether            {statistics.median(together):8.1f} s  "
+          f"{figures['together_tokens_per_s']:6.1f} tokens/s"
+          f"\none after the other {statistics.median(alone):8.1f} s  "
+          f"{figures['alone_tokens_per_s']:6.1f} tokens/s  (extrapolated from {len(chosen)} of {len(prompts)})"
           f"\nfactor              {factor:8.1f}    ({factors[0]:.1f} to {factors[-1]:.1f})"
           f"\nthe same tokens     {figures['same_share']:8.0%}")
     return finish("responses", arguments, figures, factor >= FACTOR,
-                  f"{len(prompts)} replies together at least {FACTOR:g} times faster than one after the other")
+                  f"{len(prompts)} replies together at least {FACTOR:g} times as fast as one after the other")
 
 
 def main() -> int:
@@ -92,7 +95,8 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="a GGUF to use instead of making one")
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--scenarios", type=int, default=25)
-    parser.add_argument("--singles", type=int, default=4, help="replies timed alone in each round (default 4)")
+    parser.add_argument("--singles", type=int, default=4,
+                        help="replies timed alone in each round (default 4)")
     arguments = parser.parse_args()
     if arguments.model is not None:
         return compare(arguments, arguments.model)

@@ -50,10 +50,10 @@ def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, stop:
         if not found.extra_buffers:
             show(Note(found.reason))
     pressing = Pressing(ledger, settings, replace(plan, options=options), show, stop, fresh=fresh)
-    outcome = pressing.run()
-    run_id = pressing.run_id
-    failpoint("press.chosen")
     try:
+        outcome = pressing.run()
+        run_id = pressing.run_id
+        failpoint("press.chosen")
         if promoting and outcome.chosen is not None and not plan.simulate:
             show(Progress("promoting", outcome.chosen, 0, 1))
             promote(ledger, settings, run_id, outcome.chosen, options)
@@ -61,8 +61,8 @@ def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, stop:
         ledger.end_run(run_id, RunState.FINISHED, chosen_level=outcome.chosen, reason=outcome.reason)
         write_summary(ledger, run_id, settings.output)
     except NightpressError as problem:
-        if ledger.run(run_id)["state"] == RunState.RUNNING:
-            ledger.end_run(run_id, RunState.INTERRUPTED, reason=str(problem))
+        if pressing.run_id and ledger.run(pressing.run_id)["state"] == RunState.RUNNING:
+            ledger.end_run(pressing.run_id, RunState.INTERRUPTED, reason=str(problem))
         raise
     ledger.record_event("run.finished", run_id, None, {"chosen": outcome.chosen, "reason": outcome.reason})
     write_backup(ledger, settings.keep_backups)

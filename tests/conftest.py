@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -92,3 +94,56 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     runtime = isolate(base, monkeypatch)
     yield base
     shutil.rmtree(runtime, ignore_errors=True)
+
+
+class Nightpress:
+    """The real command line in a process of its own, on the state folder of the test."""
+
+    #: a run of seconds: few windows, few scenarios, two levels
+    QUICK = ("--text-windows", "4", "--evaluation-prompts", "4", "--max-prompts", "6", "--levels", "Q8_0,Q4_K_M")
+
+    def __init__(self, base: Path, engine: Path) -> None:
+        self.base, self.state, self.deploy = base, base / "state", base / "deploy"
+        self.state.mkdir(exist_ok=True)
+        self.places = {"NIGHTPRESS_STATE_DIR": str(self.state), "NIGHTPRESS_DEPLOY_DIR": str(self.deploy)}
+        shutil.copy(engine, self.state / "engine.json")
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a command; the caller waits for it."""
+        program = Path(sys.executable).with_name("nightpress")
+        return subprocess.Popen([str(program), *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, cwd=self.base, env={**os.environ, **self.places, **environment})
+
+    def __call__(self, *arguments: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; it must exit with status and must not print a traceback."""
+        with self.start(*arguments, **environment) as process:
+            out, err = process.communicate(timeout=300)
+        assert "Traceback" not in out + err, err
+        assert process.returncode == status, f"{arguments} exited with {process.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def run(self, *arguments: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Press the starter quickly."""
+        return self("run", *self.QUICK, *arguments, status=status, **environment)
+
+
+@pytest.fixture(scope="session")
+def engine_probe(isolated_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the real probe found on this CPU, once for all tests of this process."""
+    from daemon.engine import FILE, probe
+
+    folder = tmp_path_factory.mktemp("engine")
+    probe(folder)
+    return folder / FILE
+
+
+@pytest.fixture(scope="session")
+def new_nightpress(engine_probe: Path) -> Callable[[Path], Nightpress]:
+    """Make a command line on another folder."""
+    return lambda base: Nightpress(base, engine_probe)
+
+
+@pytest.fixture
+def nightpress(isolated: Path, engine_probe: Path) -> Nightpress:
+    """The command line, isolated."""
+    return Nightpress(isolated, engine_probe)

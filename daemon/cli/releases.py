@@ -48,11 +48,14 @@ def releases(
         typer.echo(f"Nothing is deployed in {settings.deploy}.")
         return
     console().print(plain_table(
-        [("", "left"), ("model", "left"), ("release", "right"), ("level", "left"), ("size", "right"),
-         ("degradation", "right"), ("promoted", "left"), ("file", "left")],
-        [("▸" if deployed[one.model] == one.number else "", one.model, str(one.number), one.manifest.level,
+        [("model", "left"), ("release", "right"), ("level", "left"), ("size", "right"), ("degradation", "right"),
+         ("promoted", "left")],
+        [(("▸ " if deployed[one.model] == one.number else "  ") + one.model, str(one.number), one.manifest.level,
           megabytes(one.manifest.bytes), percent(one.manifest.verdict.get("degradation")),
-          one.manifest.created_at[:19].replace("T", " "), str(one.model_path)) for one in found]))
+          one.manifest.created_at[:19].replace("T", " ")) for one in found]))
+    for name, number in sorted(deployed.items()):
+        if number is not None:
+            typer.echo(f"{name}: {settings.deploy / name / 'current' / 'model.gguf'} is release {number}")
 
 
 def promote(

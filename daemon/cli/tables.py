@@ -18,7 +18,7 @@ DASH = "–"
 def console(*, stderr: bool = False) -> Console:
     """Return a console that is plain and wide enough when its output goes to a file."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else 140)
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else 400)
 
 
 def megabytes(n_bytes: int | float | None) -> str:
@@ -37,38 +37,55 @@ def _number(value: float | None, form: str) -> str:
     return DASH if value is None else format(value, form)
 
 
+def _plain(share: float) -> str:
+    """Return per cent with one digit, and no minus before a zero."""
+    text = f"{100 * share:.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
 def _loss(row: Mapping[str, Any]) -> str:
     if row.get("degradation") is None:
         return DASH
     low, high = row["degradation_low"], row["degradation_high"]
-    return f"{100 * row['degradation']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{_plain(row['degradation'])} % [{_plain(low)}, {_plain(high)}]"
 
 
-def levels_table(summary: Mapping[str, Any]) -> Table:
-    """Return the table of a run's levels."""
+def levels_table(summary: Mapping[str, Any], width: int) -> Table:
+    """Return the table of a run's levels, with fewer columns where width is under 116."""
+    wide = width >= 116
     target = summary["plan"]["target_bytes"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, justify in (("level", "left"), ("size", "right"), ("bits/weight", "right"),
-                          ("bytes", "right"), ("of target", "right"), ("degradation [95 %]", "right"),
-                          ("KL divergence", "right"), ("same top", "right"), ("tok/s", "right"), ("verdict", "left")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    base = summary["baseline"]
-    run = summary["run"]
-    table.add_row("original", megabytes(run["model_bytes"]), "", f"{run['model_bytes']:,}", percent(run["model_bytes"] / target),
-                  DASH, DASH, DASH, _number(base.get("tokens_per_s", {}).get("value"), ",.0f"), "", style="dim")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    columns = ["level", "size", "bpw", *(["bytes", "of target"] if wide else []), "degradation [95 %]" if wide else "loss [95 %]",
+               "KL divergence" if wide else "KLD", "same top", "tok/s", "verdict"]
+    for name in columns:
+        table.add_column(name, justify="left" if name in {"level", "verdict"} else "right", no_wrap=True)
+    base, run = summary["baseline"], summary["run"]
+    size = run["model_bytes"]
+    speed = base.get("tokens_per_s", {}).get("value")
+    table.add_row("  original", megabytes(size), "", *([f"{size:,}", _share_of(size, target)] if wide else []), DASH, DASH, DASH,
+                  _number(speed, ",.0f"), "", style="dim")
     for row in summary["levels"]:
         found = row["measurements"]
         size = row["bytes"] or row["forecast_bytes"]
         chosen = row["level"] == run["chosen_level"]
         kld = found.get("kl_divergence", {})
+        divergence = DASH
+        if kld.get("value") is not None:
+            divergence = f"{kld['value']:.5f}" + (f" ±{kld['error'] or 0:.5f}" if wide else "")
+        style = STYLES.get(row["state"], "")
         table.add_row(
             ("▸ " if chosen else "  ") + row["level"], megabytes(size), _number(row["bits_per_weight"], ".2f"),
-            f"{size:,}" if size else DASH, percent(size / target if size else None, 2 if size and size < target / 100 else 1),
-            _loss(row), f"{kld['value']:.5f} ±{kld['error'] or 0:.5f}" if kld.get("value") is not None else DASH,
-            percent(found.get("same_top_token", {}).get("value")), _number(row["tokens_per_s"], ",.0f"),
-            f"[{STYLES.get(row['state'], '')}]{row['state']}[/]" if STYLES.get(row["state"]) else row["state"],
+            *([f"{size:,}" if size else DASH, _share_of(size, target)] if wide else []),
+            _loss(row), divergence, percent(found.get("same_top_token", {}).get("value")),
+            _number(row["tokens_per_s"], ",.0f"), f"[{style}]{row['state']}[/]" if style else row["state"],
             style="bold" if chosen else "")
     return table
+
+
+def _share_of(size: int | None, target: int) -> str:
+    if not size:
+        return DASH
+    return percent(size / target, 2 if size < target / 100 else 1)
 
 
 def run_heading(summary: Mapping[str, Any]) -> str:
@@ -86,7 +103,7 @@ def run_heading(summary: Mapping[str, Any]) -> str:
 def print_run(out: Console, summary: Mapping[str, Any], *, reasons: bool = False) -> None:
     """Print a run: heading, table, reasons on request, the choice and where the release lies."""
     out.print(run_heading(summary), markup=False)
-    out.print(levels_table(summary))
+    out.print(levels_table(summary, out.width))
     run = summary["run"]
     for row in summary["levels"]:
         if row["reason"] and (reasons or row["state"] not in {"passed", "skipped", "oversize"}):

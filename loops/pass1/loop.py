@@ -279,11 +279,13 @@ class Press:
 
     def _verdict(self, verdict: gate.Verdict, loss: gate.Interval) -> tuple[str, str]:
         allowed = self.plan.max_degradation
-        told = (f"{100 * loss.value:.1f} % worse than the original, between {100 * loss.low:.1f} and "
-                f"{100 * loss.high:.1f} % ({loss.n} scenarios); {100 * allowed:g} % are allowed")
+        told = (f"it loses {100 * loss.value:.1f} % [{100 * loss.low:.1f}, {100 * loss.high:.1f}] of the original's "
+                f"score over {loss.n} scenarios; {100 * allowed:g} % are allowed")
         if verdict is gate.Verdict.INCONCLUSIVE and self.plan.accept_inconclusive:
             return "passed", f"Undecided, and accepted on request: {told}."
-        return verdict.value, f"{told}." if verdict is not gate.Verdict.INCONCLUSIVE else f"Undecided: {told}."
+        if verdict is gate.Verdict.INCONCLUSIVE:
+            return verdict.value, f"Undecided, which counts as not passed: {told}."
+        return verdict.value, f"{told[0].upper()}{told[1:]}."
 
 
 def press(prepared: Prepared, done: Mapping[str, Result], settled: Mapping[str, Mapping[str, str]],
