@@ -272,7 +272,8 @@ class Pressing:
                 self._close(RunState.FAILED, f"The worker died {count} times on the original ({died}).")
                 raise WorkerCrashed(f"The engine dies on the unquantized model ({died}), tried {count} times. {words}")
             return
-        self.ledger.update_level(self.run_id, level, LevelState.CRASHED, signal=died, reason=f"The engine died: {died}.")
+        self.ledger.update_level(self.run_id, level, LevelState.CRASHED, signal=died,
+                                 reason=f"The engine died: {died}.")
         if count > RETRIES:
             reason = (f"The engine died {count} times on it ({died}). `nightpress quarantine --release {key}` "
                       "allows it again.")

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from loops.events import Event, from_line
 
@@ -58,7 +58,7 @@ class WorkerProcess:
         self._log = log
         with log.open("wb") as errors:
             # -P keeps a folder named `state` or `loops` where the user stands from being imported
-            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "loops.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=errors, env=worker_environment(), start_new_session=True, text=True, encoding="utf-8",
                 errors="replace")
@@ -114,7 +114,7 @@ class WorkerProcess:
                     pipe.close()
         return status
 
-    def __enter__(self) -> WorkerProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:

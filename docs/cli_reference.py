@@ -75,7 +75,31 @@ def section(entry: Entry) -> str:
 
 def page() -> str:
     """Return the whole of docs/cli.md."""
-    return "\n".join([HEAD, *map(section, commands())])
+    return "\n".join([HEAD, *map(section, commands()), exit_codes()])
+
+
+def exit_codes() -> str:
+    """Return the table of exit codes, from the errors' own docstrings."""
+    import importlib
+    import pkgutil
+
+    from state.faults import NightpressError
+
+    for name in ("daemon", "loops", "state"):
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+            importlib.import_module(module.name)
+
+    def below(kind: type[NightpressError]) -> Iterator[type[NightpressError]]:
+        yield kind
+        for child in kind.__subclasses__():
+            yield from below(child)
+
+    known = {0: "Done.", 2: "The command was called with wrong arguments.", 4: "`nightpress check` found something wrong.",
+             **{kind.exit_code: _first_line(kind.__doc__) for kind in below(NightpressError)
+                if "exit_code" in vars(kind)}}
+    rows = [(str(code), known[code]) for code in sorted(known)]
+    return "## Exit codes\n\n" + _table("Code", rows) + "\n"
 
 
 def _children(command: Any, context: Any) -> list[tuple[str, Any]]:

@@ -38,7 +38,8 @@ def inspect(
 
 
 def levels(
-    model: Annotated[Path | None, typer.Argument(help="Sizes for this model. Default: the starter.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Argument(
+        help="Sizes for this model. Default: the starter.", show_default=False)] = None,
     state_dir: StateDir = None,
     json: AsJson = False,
 ) -> None:

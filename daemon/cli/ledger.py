@@ -54,7 +54,8 @@ def check(
 
 
 def export(
-    form: Annotated[ExportFormat, typer.Option("--format", help="One JSON document, or one CSV file per table.")] = ExportFormat.JSON,
+    form: Annotated[ExportFormat, typer.Option(
+        "--format", help="One JSON document, or one CSV file per table.")] = ExportFormat.JSON,
     output: Annotated[Path | None, typer.Option(
         "--output", "-o", help="File for JSON, folder for CSV. Default: standard output, for JSON.",
         show_default=False)] = None,
@@ -77,7 +78,8 @@ def export(
 
 
 def restore(
-    backup: Annotated[Path | None, typer.Argument(help="A JSON backup; default: the newest.", show_default=False)] = None,
+    backup: Annotated[Path | None, typer.Argument(
+        help="A JSON backup; default: the newest.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Set a sound ledger aside; nothing is deleted.")] = False,
     state_dir: StateDir = None,
 ) -> None:
@@ -90,7 +92,8 @@ def restore(
 
 
 def quarantine(
-    release: Annotated[str | None, typer.Option(metavar="KEY", help="Allow this one again.", show_default=False)] = None,
+    release: Annotated[str | None, typer.Option(
+        metavar="KEY", help="Allow this one again.", show_default=False)] = None,
     state_dir: StateDir = None,
     json: AsJson = False,
 ) -> None:

@@ -24,7 +24,8 @@ def _only_model(models: list[str]) -> str:
 
 
 def releases(
-    model: Annotated[str | None, typer.Argument(help="Name of a deployed model; default: all.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(
+        help="Name of a deployed model; default: all.", show_default=False)] = None,
     state_dir: StateDir = None,
     deploy_dir: DeployDir = None,
     json: AsJson = False,
@@ -60,7 +61,8 @@ def releases(
 
 def promote(
     run: Annotated[int | None, typer.Argument(help="Number of the run; default: the last.", show_default=False)] = None,
-    level: Annotated[str | None, typer.Argument(help="Level that passed; default: the chosen one.", show_default=False)] = None,
+    level: Annotated[str | None, typer.Argument(
+        help="Level that passed; default: the chosen one.", show_default=False)] = None,
     state_dir: StateDir = None,
     deploy_dir: DeployDir = None,
     json: AsJson = False,
@@ -125,4 +127,5 @@ def _tell(release: Any, as_json: bool, what: str) -> None:
     if as_json:
         print_json({**asdict(release.manifest), "path": str(release.path)})
     else:
-        typer.echo(f"Release {release.number} of {release.model} ({release.manifest.level}) {what}: {release.model_path}")
+        typer.echo(f"Release {release.number} of {release.model} ({release.manifest.level}) {what}: "
+                   f"{release.model_path}")

@@ -72,7 +72,8 @@ def run(
         "--force", help="Start although the forecast says that memory will not do.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
     simulate: Annotated[bool, typer.Option(
-        "--simulate", "--mock", help="No native work; all figures are invented, marked so, and never promoted.")] = False,
+        "--simulate", "--mock",
+        help="No native work; all figures are invented, marked so, and never promoted.")] = False,
     threads: Annotated[int | None, typer.Option(
         min=1, help="Threads of the engine. Default: one per processor.", show_default=False)] = None,
     output_dir: Annotated[Path | None, typer.Option(

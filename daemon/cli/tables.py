@@ -21,7 +21,7 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else 400)
 
 
-def megabytes(n_bytes: int | float | None) -> str:
+def megabytes(n_bytes: float | None) -> str:
     """Return bytes as MB or GB with three digits that matter."""
     if not n_bytes:
         return DASH
@@ -55,15 +55,16 @@ def levels_table(summary: Mapping[str, Any], width: int) -> Table:
     wide = width >= 116
     target = summary["plan"]["target_bytes"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    columns = ["level", "size", "bpw", *(["bytes", "of target"] if wide else []), "degradation [95 %]" if wide else "loss [95 %]",
-               "KL divergence" if wide else "KLD", "same top", "tok/s", "verdict"]
+    columns = ["level", "size", "bpw", *(["bytes", "of target"] if wide else []),
+               "degradation [95 %]" if wide else "loss [95 %]", "KL divergence" if wide else "KLD",
+               "same top", "tok/s", "verdict"]
     for name in columns:
         table.add_column(name, justify="left" if name in {"level", "verdict"} else "right", no_wrap=True)
     base, run = summary["baseline"], summary["run"]
     size = run["model_bytes"]
     speed = base.get("tokens_per_s", {}).get("value")
-    table.add_row("  original", megabytes(size), "", *([f"{size:,}", _share_of(size, target)] if wide else []), DASH, DASH, DASH,
-                  _number(speed, ",.0f"), "", style="dim")
+    table.add_row("  original", megabytes(size), "", *([f"{size:,}", _share_of(size, target)] if wide else []),
+                  DASH, DASH, DASH, _number(speed, ",.0f"), "", style="dim")
     for row in summary["levels"]:
         found = row["measurements"]
         size = row["bytes"] or row["forecast_bytes"]
@@ -108,7 +109,7 @@ def print_run(out: Console, summary: Mapping[str, Any], *, reasons: bool = False
     for row in summary["levels"]:
         if row["reason"] and (reasons or row["state"] not in {"passed", "skipped", "oversize"}):
             out.print(f"{row['level']}: {row['reason']}", markup=False)
-    if run["state"] not in {"finished"}:
+    if run["state"] != "finished":
         out.print(f"This run is {run['state']}. {run['reason'] or ''}", markup=False)
     elif run["reason"]:
         out.print(run["reason"], markup=False)

@@ -57,7 +57,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], *, bos: str = "
         return str(_compiled(template).render(
             messages=[dict(message) for message in messages], add_generation_prompt=True, bos_token=bos,
             eos_token=eos, tools=None, date_string=PINNED_DATE))
-    except Exception as problem:  # noqa: BLE001 - a stranger's code may raise anything
+    except Exception as problem:
         raise ChatTemplateBroken(f"The model's chat template does not work: {problem}") from problem
 
 

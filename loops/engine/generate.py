@@ -61,7 +61,8 @@ def cache_bytes_per_token(model: Model) -> int:
         value = model.metadata(f"{arch}.{key}")
         return int(value) if value is not None and value.isdigit() else otherwise
 
-    layers, width, heads = number("block_count", 32), number("embedding_length", 4096), number("attention.head_count", 32)
+    layers, width = number("block_count", 32), number("embedding_length", 4096)
+    heads = number("attention.head_count", 32)
     kv_heads = number("attention.head_count_kv", heads)
     head = number("attention.key_length", width // max(1, heads))
     return layers * kv_heads * (head + number("attention.value_length", head)) * 2

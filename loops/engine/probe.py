@@ -15,8 +15,8 @@ import numpy as np
 from loops.engine.gguf_check import check_model
 from loops.engine.levels import level_named
 from loops.engine.model import ContextSpec, load_model, open_context
-from loops.engine.options import EngineOptions
 from loops.engine.native import EngineFailed
+from loops.engine.options import EngineOptions
 from loops.engine.quantize import QuantizeSpec, forecast, quantize
 from loops.starter import STARTER_GGUF
 from state.faults import failpoint

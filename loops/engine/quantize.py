@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from loops.engine.gguf_check import CheckedModel, check_gguf
 from loops.engine.gguf_format import tensor_types
 from loops.engine.levels import UNQUANTIZED, Level
 from loops.engine.model import check_finite, load_model
-from loops.engine.options import EngineOptions
 from loops.engine.native import EngineFailed, library, log
+from loops.engine.options import EngineOptions
 from state.faults import NightpressError, failpoint
 from state.files import DiskFull, explained, fsync_file, fsync_folder, sha256_file, temporary_beside
 
@@ -69,7 +69,7 @@ class QuantizeSpec:
 
     model: CheckedModel
     level: Level
-    options: EngineOptions = EngineOptions()
+    options: EngineOptions = field(default_factory=EngineOptions)
     allow_requantize: bool = False
     max_buffer_bytes: int = 1 << 30
     tool: Path | None = None

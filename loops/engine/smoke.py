@@ -9,8 +9,8 @@ from loops.engine.chat import prompt_tokens
 from loops.engine.generate import Sampling, generate
 from loops.engine.gguf_check import check_gguf
 from loops.engine.model import check_finite, load_model
-from loops.engine.options import EngineOptions
 from loops.engine.native import EngineFailed
+from loops.engine.options import EngineOptions
 from state.files import sha256_file
 
 PROMPT = "I had a long day and I feel a little sad. Can you say something kind?"

@@ -47,7 +47,8 @@ def read_text(path: Path | None, model: Path) -> EvaluationText:
         TextRefused: it is missing, no UTF-8 text, binary or far too large.
     """
     if path is None and model.resolve() == STARTER_GGUF.resolve():
-        return EvaluationText(STARTER_TEXT.read_text(encoding="utf-8"), special=True, source="the starter's held-out dialogues")
+        return EvaluationText(STARTER_TEXT.read_text(encoding="utf-8"), special=True,
+                              source="the starter's held-out dialogues")
     chosen = path or BUILT_IN
     try:
         if chosen.stat().st_size > MAX_BYTES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,9 @@ class Bench:
         self.plan, self.model, self.original = plan, model, original
         self.text, self.steps, self.emit = text, steps, emit
         self.sampling = generate.Sampling(max_tokens=plan.max_tokens)
+        self._held = ExitStack()
+        self._held_path: Path | None = None
+        self._held_model: Model | None = None
 
     def _report(self, stage: str, level: str) -> Callable[[float, float], None]:
         return lambda done, total: self.emit(Progress(stage, level, done, total))
@@ -63,6 +67,20 @@ class Bench:
         return quantize.QuantizeSpec(
             self.model, level, self.plan.options, self.plan.allow_requantize,
             tool=Path(self.plan.tool) if self.plan.tool else None)
+
+    def release(self) -> None:
+        """Free the model that is loaded, if any."""
+        self._held.close()
+        self._held_path = self._held_model = None
+
+    def _loaded(self, subject: Subject) -> Model:
+        """Return the subject's model; one model is in memory at a time, until another is asked for."""
+        if self._held_model is None or self._held_path != subject.path:
+            self.release()
+            self._held_model = self._held.enter_context(load_model(
+                subject.path, self.plan.options, lambda share: self._report("load", subject.level)(share, 1.0)))
+            self._held_path = subject.path
+        return self._held_model
 
     def forecast(self, level: Level) -> quantize.Forecast:
         """Return the exact size and types of a level, without building it."""
@@ -74,6 +92,7 @@ class Bench:
         report = self._report("quantize", level.name)
 
         def work() -> Result:
+            self.release()
             made = quantize.quantize(spec, forecast, blobs, lambda share: report(share, 1.0))
             return {"sha256": made.sha256, "bytes": made.n_bytes, "fallbacks": made.fallbacks,
                     "tensor_types": dict(made.tensor_types), "built_s": made.seconds}
@@ -89,8 +108,8 @@ class Bench:
     @cached_property
     def windows(self) -> Windows:
         """The evaluation text as the original's vocabulary cuts it."""
-        with load_model(self.original.path, self.plan.options) as model:
-            return cut_windows(model, self.text.text, special=self.text.special, limit=self.plan.text_windows)
+        return cut_windows(self._loaded(self.original), self.text.text, special=self.text.special,
+                           limit=self.plan.text_windows)
 
     @cached_property
     def _divergence_parts(self) -> dict[str, Any]:
@@ -102,9 +121,9 @@ class Bench:
     def store(self) -> BaselineStore:
         """The original's log-probabilities; computed when the first level needs them, kept for the run."""
         folder = Path(self.plan.scratch) / self.steps.name("baseline-store", **self._divergence_parts)
-        with load_model(self.original.path, self.plan.options) as model:
-            store = BaselineStore(folder, self.windows, model.n_vocab, self.plan.store_bytes)
-            measure_baseline(model, store, self._report("baseline", ""))
+        model = self._loaded(self.original)
+        store = BaselineStore(folder, self.windows, model.n_vocab, self.plan.store_bytes)
+        measure_baseline(model, store, self._report("baseline", ""))
         return store
 
     def perplexity(self) -> Result:
@@ -118,8 +137,8 @@ class Bench:
         def work() -> Result:
             folder = Path(self.plan.scratch) / self.steps.name("divergence-rows", **parts)
             store = self.store
-            with load_model(subject.path, self.plan.options) as model:
-                found = measure_divergence(model, store, folder, self._report("divergence", subject.level))
+            found = measure_divergence(self._loaded(subject), store, folder,
+                                       self._report("divergence", subject.level))
             shutil.rmtree(folder, ignore_errors=True)  # the step that follows holds the result
             return found.as_json()
 
@@ -128,9 +147,9 @@ class Bench:
     def forced_choice(self, subject: Subject, scenarios: Sequence[Scenario]) -> dict[str, Result]:
         """Return, per scenario id, the margin of the empathic reply in nats per token and its probability."""
         def work() -> Result:
-            with load_model(subject.path, self.plan.options) as model:
-                likelihoods = score(model, [_question(model, scenario) for scenario in scenarios],
-                                    self._report("forced choice", subject.level))
+            model = self._loaded(subject)
+            likelihoods = score(model, [_question(model, scenario) for scenario in scenarios],
+                                self._report("forced choice", subject.level))
             return {scenario.id: {"margin": empathic.mean - dismissive.mean,
                                   "forced_choice": preference(empathic.mean - dismissive.mean)}
                     for scenario, (empathic, dismissive) in zip(scenarios, likelihoods, strict=True)}
@@ -141,9 +160,9 @@ class Bench:
     def responses(self, subject: Subject, scenarios: Sequence[Scenario]) -> dict[str, Result]:
         """Return, per scenario id, the reply with its metrics; replies are greedy."""
         def speak() -> Result:
-            with load_model(subject.path, self.plan.options) as model:
-                replies = generate.generate(model, [prompt_tokens(model, scenario.prompt) for scenario in scenarios],
-                                            self.sampling, self._report("replies", subject.level))
+            model = self._loaded(subject)
+            replies = generate.generate(model, [prompt_tokens(model, scenario.prompt) for scenario in scenarios],
+                                        self.sampling, self._report("replies", subject.level))
             return {scenario.id: {"text": reply.text, "tokens": list(reply.tokens), "ended": reply.ended}
                     for scenario, reply in zip(scenarios, replies, strict=True)}
 
@@ -154,11 +173,11 @@ class Bench:
         def judge() -> Result:
             import numpy as np
 
-            with load_model(self.original.path, self.plan.options) as model:
-                likelihoods = score(model, [
-                    Question(prompt_tokens(model, scenario.prompt),
-                             (np.asarray(said[scenario.id]["tokens"], dtype=np.int32),))
-                    for scenario in scenarios], self._report("fluency", subject.level))
+            model = self._loaded(self.original)
+            likelihoods = score(model, [
+                Question(prompt_tokens(model, scenario.prompt),
+                         (np.asarray(said[scenario.id]["tokens"], dtype=np.int32),))
+                for scenario in scenarios], self._report("fluency", subject.level))
             return {scenario.id: {
                 "sentiment_accuracy": sentiment_accuracy(scenario, said[scenario.id]["text"]),
                 "response_fluency": response_fluency(said[scenario.id]["text"], likelihood.mean,
@@ -175,8 +194,7 @@ class Bench:
     def speed(self, subject: Subject) -> float:
         """Return tokens per second of one chat; measured once per file, on whatever the machine then did."""
         def work() -> Result:
-            with load_model(subject.path, self.plan.options) as model:
-                return {"tokens_per_s": generate.measure_speed(model)}
+            return {"tokens_per_s": generate.measure_speed(self._loaded(subject))}
 
         return float(self.steps.run("speed", subject.level, work, subject=subject.sha256)["tokens_per_s"])
 

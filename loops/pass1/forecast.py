@@ -42,8 +42,8 @@ def check_disk(folder: Path, sizes: Sequence[int], store_bytes: int) -> None:
     needs = sum(sorted(sizes)[-2:]) + store_bytes + MARGIN_BYTES
     free = shutil.disk_usage(folder).free
     if needs > free:
-        raise DiskFull(f"This run needs {needs / 1e9:,.2f} GB of disk under {folder.parent}, and {free / 1e9:,.2f} GB are "
-                       "free. Free some space, or choose another place with --state-dir.")
+        raise DiskFull(f"This run needs {needs / 1e9:,.2f} GB of disk under {folder.parent}, and "
+                       f"{free / 1e9:,.2f} GB are free. Free some space, or choose another place with --state-dir.")
 
 
 def check_time(plan: PressPlan, model_bytes: int, baseline_s: float, levels: int) -> str | None:

@@ -90,7 +90,8 @@ def prepare(plan: PressPlan, emit: Emit, known_sha256: str | None = None) -> Pre
         name=plan.name, model_sha256=sha256, model_bytes=model.file_bytes,
         bits_per_weight=model.bits_per_weight, plan_fingerprint=identity, engine=engine,
         facts={"architecture": model.architecture, "parameters": model.n_parameters, "type": model.dominant_type,
-               "model_name": header.name, "license": header.license, "base_model": ", ".join(header.base_models) or None,
+               "model_name": header.name, "license": header.license,
+               "base_model": ", ".join(header.base_models) or None,
                "text": text.source, "text_sha256": text.sha256, "scenarios": plan.scenarios or "built-in",
                "scenarios_fingerprint": fingerprint_of(scenarios)})
     return Prepared(plan, model, ladder, scenarios, text, opened)
@@ -170,6 +171,9 @@ class Press:
                 why = (f"The limit of {self.plan.max_iterations} levels was reached."
                        if built >= self.plan.max_iterations else "It cannot change the choice any more.")
                 self._end(name, "skipped", why, forecasts[name].n_bytes)
+        if len(self.scores[""].each) > self.looks[0]:  # later looks measured more of the original
+            self._report_baseline()
+        self.bench.release()
         chosen, reason = choose(self.plan.prefer, self.rungs)
         self.emit(Finished(chosen.level if chosen else None, reason, {
             "looks": list(self.looks), "reused_steps": self.steps.reused, "simulated": self.plan.simulate}))
@@ -212,15 +216,20 @@ class Press:
     def _baseline(self) -> float:
         """Measure the original on the first look; return the seconds that took."""
         started, reused = time.monotonic(), self.steps.reused
-        perplexity = self.bench.perplexity()
+        self.bench.perplexity()
         self._score(self.original, 0)
         seconds = time.monotonic() - started
-        self._report(self.original, baseline_rows(perplexity, self.scores[""].each, self.bench.speed(self.original)))
+        self._report_baseline()
         return 0.0 if self.steps.reused > reused else seconds
 
+    def _report_baseline(self) -> None:
+        self._report(self.original, baseline_rows(
+            self.bench.perplexity(), self.scores[""].each, self.bench.speed(self.original)))
+
     def _report(self, subject: Subject, rows: tuple[Result, ...], columns: Mapping[str, Any] | None = None) -> None:
-        self.emit(LevelMeasured(subject.level, rows, response_rows(self.prepared.scenarios, self.scores[subject.level].each)
-                                if subject.level in self.scores else (), columns or {}))
+        scored = self.scores.get(subject.level)
+        said = response_rows(self.prepared.scenarios, scored.each) if scored else ()
+        self.emit(LevelMeasured(subject.level, rows, said, columns or {}))
 
     def _score(self, subject: Subject, look: int) -> Scored:
         """Score subject on all scenarios of look, adding to what earlier looks scored."""

@@ -53,8 +53,8 @@ def _divergence_rows(divergence: Mapping[str, Any]) -> list[Row]:
         if metric in _SKIPPED or metric.endswith("_error"):
             continue
         if isinstance(value, Mapping):
-            rows += [{"metric": f"{_named(metric.removesuffix('_percentiles'))}_p{p}", "value": at, "n": divergence["tokens"]}
-                     for p, at in value.items()]
+            name = _named(metric.removesuffix("_percentiles"))
+            rows += [{"metric": f"{name}_p{p}", "value": at, "n": divergence["tokens"]} for p, at in value.items()]
             continue
         error = divergence.get(f"{metric}_error")
         rows.append({"metric": _named(metric), "value": value, "error": error, "n": divergence["tokens"],
@@ -64,11 +64,12 @@ def _divergence_rows(divergence: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def baseline_rows(perplexity: Mapping[str, Any], each: Mapping[str, Mapping[str, Any]], speed: float) -> tuple[Row, ...]:
+def baseline_rows(perplexity: Mapping[str, Any], each: Mapping[str, Mapping[str, Any]],
+                  speed: float) -> tuple[Row, ...]:
     """Return the rows of the original."""
     ppl, error = perplexity["ppl"], perplexity["ppl_error"]
-    return ({"metric": "perplexity", "value": ppl, "error": error, "low": ppl - 1.96 * error, "high": ppl + 1.96 * error,
-             "n": int(perplexity["tokens"])},
+    return ({"metric": "perplexity", "value": ppl, "error": error, "low": ppl - 1.96 * error,
+             "high": ppl + 1.96 * error, "n": int(perplexity["tokens"])},
             {"metric": "tokens_per_s", "value": speed, "unit": "tokens/s"}, *_score_rows(each))
 
 

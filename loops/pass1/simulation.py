@@ -48,6 +48,9 @@ class SimulatedBench:
         self.plan, self.model, self.original = plan, model, original
         self._bits: dict[str, float] = {"": 16.0}
 
+    def release(self) -> None:
+        """Do nothing: no model is ever loaded."""
+
     def forecast(self, level: Level) -> Forecast:
         """Return the size that the level's main type gives for every matrix."""
         refuse_quantized(self.model, allow=self.plan.allow_requantize)
