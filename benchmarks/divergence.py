@@ -102,15 +102,15 @@ class Comparison:
                             "--kl-divergence-base", self.folder / "base.kld", *more])
 
     def _level(self, file: Path) -> tuple[Figures, float]:
-        text, seconds = self._perplexity(file, "--kl-divergence")
-        figures = {}
-        for name, pattern in _PRINTED.items():
-            found = pattern.search(text)
-            if found is None:
-                raise SystemExit(f"llama-perplexity printed no {name} for {file.name}; is it of another version?\n"
-                                 f"{text[-600:]}")
-            figures[name] = float(found[1]) / (100 if name in _SHARES else 1)
-        return figures, seconds
+        for _ in range(5):  # its last lines are sometimes lost: the log is not flushed when it ends
+            text, seconds = self._perplexity(file, "--kl-divergence")
+            found = {name: pattern.search(text) for name, pattern in _PRINTED.items()}
+            figures = {name: float(match[1]) / (100 if name in _SHARES else 1)
+                       for name, match in found.items() if match}
+            if figures.keys() == _PRINTED.keys():
+                return figures, seconds
+        raise SystemExit(f"llama-perplexity does not print {', '.join(_PRINTED.keys() - figures.keys())}; "
+                         "is it of another version?")
 
     def theirs(self) -> float:
         """Run llama-perplexity for the original and every level; return the seconds of all."""

@@ -81,7 +81,8 @@ def compare(arguments: argparse.Namespace, path: Path) -> int:
     print(f"\ntogether            {statistics.median(together):8.1f} s  "
           f"{figures['together_tokens_per_s']:6.1f} tokens/s"
           f"\none after the other {statistics.median(alone):8.1f} s  "
-          f"{figures['alone_tokens_per_s']:6.1f} tokens/s  (extrapolated from {len(chosen)} of {len(prompts)})"
+          f"{figures['alone_tokens_per_s']:6.1f} tokens/s  "
+          f"(extrapolated from {len(chosen)} of {len(prompts)})"
           f"\nfactor              {factor:8.1f}    ({factors[0]:.1f} to {factors[-1]:.1f})"
           f"\nthe same tokens     {figures['same_share']:8.0%}")
     return finish("responses", arguments, figures, factor >= FACTOR,

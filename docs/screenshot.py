@@ -1,6 +1,6 @@
 """Draw docs/run.svg, the picture in the README, from the last run in the ledger: real output, real figures.
 
-    nightpress run && python docs/screenshot.py
+Run it after `nightpress run`: python docs/screenshot.py
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ class Display:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._bars.stop()
+        if self._live:
+            self._bars.stop()
 
     def _say(self, line: str) -> None:
         self._out.print(line, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -240,7 +241,8 @@ def quantize(spec: QuantizeSpec, expected: Forecast, folder: Path,
             fsync_folder(folder)
             failpoint("quantize.renamed")
     finally:
-        incoming.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what already went wrong is the one to hear of
+            incoming.unlink()
     return Quantized(final, sha256, final.stat().st_size, types, expected.fallbacks, seconds)
 
 
@@ -312,11 +314,12 @@ def _run_tool(spec: QuantizeSpec, tool: Path, target: Path, progress: Progress) 
         raise ToolFailed(f"The tool {tool} does not start: {problem.strerror}. "
                          "Give the path of a llama-quantize binary to --quant-tool.") from problem
     share, lines = _ShareOfBytes(spec.model), []
-    assert process.stdout is not None  # noqa: S101 - PIPE was asked for
-    for line in process.stdout:
-        lines.append(line)
-        progress(share.of(lines))
-    if process.wait() != 0:
+    with process:
+        assert process.stdout is not None  # noqa: S101 - PIPE was asked for
+        for line in process.stdout:
+            lines.append(line)
+            progress(share.of(lines))
+    if process.returncode != 0:
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
         raise ToolFailed(f"{tool.name} ended with status {process.returncode}: {last}")
 
@@ -333,6 +336,9 @@ def _verify(spec: QuantizeSpec, expected: Forecast, file: Path) -> dict[str, str
     if spec.tool is None and file.stat().st_size != expected.n_bytes:
         raise EngineFailed(f"{spec.level.name} came out with {file.stat().st_size:,} bytes instead of the "
                            f"forecast {expected.n_bytes:,}.")
+    if header.metadata.get("general.file_type") != spec.level.ftype:
+        raise EngineFailed(f"Asked for {spec.level.name}, and the file says that it is of another level: number "
+                           f"{header.metadata.get('general.file_type')} instead of {spec.level.ftype}.")
     with load_model(file, spec.options) as model:
         check_finite(model)
     return types

@@ -33,8 +33,12 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
 
 def load_array(path: Path, *, mapped: bool = False) -> NDArray[Any] | None:
     """Return the array in path, as a read-only memory map if mapped; None where it is missing or damaged."""
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    try:  # not np.load, which takes a file that begins like an archive or a pickle for one
+        if mapped:
+            array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+        else:
+            with path.open("rb") as handle:
+                array = np.lib.format.read_array(handle, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return array

@@ -288,8 +288,8 @@ class Press:
 
     def _verdict(self, verdict: gate.Verdict, loss: gate.Interval) -> tuple[str, str]:
         allowed = self.plan.max_degradation
-        told = (f"it loses {100 * loss.value:.1f} % [{100 * loss.low:.1f}, {100 * loss.high:.1f}] of the original's "
-                f"score over {loss.n} scenarios; {100 * allowed:g} % are allowed")
+        value, low, high = (f"{100 * share:.1f}".replace("-0.0", "0.0") for share in (loss.value, loss.low, loss.high))
+        told = f"degradation {value} % [{low}, {high}] over {loss.n} scenarios, {100 * allowed:g} % allowed"
         if verdict is gate.Verdict.INCONCLUSIVE and self.plan.accept_inconclusive:
             return "passed", f"Undecided, and accepted on request: {told}."
         if verdict is gate.Verdict.INCONCLUSIVE:

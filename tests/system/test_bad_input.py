@@ -13,8 +13,8 @@ from state.ledger import Ledger
 
 #: what is given as the model -> exit status, and words of the sentence
 MODELS = {
-    "missing.gguf": (20, "no model file"),
-    "folder": (21, "not a regular file"),
+    "missing.gguf": (20, "There is no file"),
+    "folder": (21, "is a folder, not a file"),
     "text.gguf": (22, "not a GGUF"),
     "packed.gguf": (22, "gzip"),
     "empty.gguf": (22, "empty"),
@@ -52,7 +52,8 @@ def test_a_quantized_model_is_refused_unless_allowed(nightpress: Any) -> None:
     os.link(blob, quantized)
     done = nightpress("run", str(quantized), *nightpress.QUICK, status=36)
     assert "already quantized" in done.stderr
-    nightpress("run", str(quantized), *nightpress.QUICK, "--levels", "Q4_0", "--allow-requantize", "--no-promote")
+    nightpress("run", str(quantized), *nightpress.QUICK, "--levels", "Q4_0", "--allow-requantize", "--accept-inconclusive",
+               "--no-promote")
 
 
 def test_an_unknown_level_offers_the_nearest(nightpress: Any) -> None:

@@ -38,7 +38,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, new_nightpress: Any) -
 KILLS = {"supervisor.step@1:kill": True, "supervisor.step@4:kill": True, "supervisor.step@7:kill": True,
          "press.chosen:kill": True, "press.promoted:kill": True, "promote.renamed:kill": True,
          "backup.written:kill": True, "ledger.committed@40:kill": True,
-         "baseline.group:kill": False, "divergence.group:kill": False, "quantize.verified:kill": False}
+         "baseline.group:kill": False, "divergence.group:kill": False, "quantize.verified@2:kill": False,
+         "quantize.renamed@2:kill": False}
 
 
 @pytest.mark.parametrize("point", KILLS)
@@ -76,14 +77,15 @@ def test_a_level_that_kills_the_engine_twice_is_quarantined_and_the_run_goes_on(
 
 
 def test_an_engine_that_dies_on_the_original_fails_the_run_with_a_sentence(nightpress: Any) -> None:
-    done = nightpress.run(status=71, NIGHTPRESS_TESTING="1", NIGHTPRESS_FAILPOINT="baseline.group:abort")
+    done = nightpress.run("--text-windows", "24", status=71, NIGHTPRESS_TESTING="1",
+                          NIGHTPRESS_FAILPOINT="baseline.group:abort")
     assert "SIGABRT" in done.stderr
     with sqlite3.connect(nightpress.state / "ledger.db") as connection:
         assert connection.execute("select state from run").fetchall() == [("failed",)]
 
 
 def test_a_level_over_its_deadline_is_recorded_and_the_run_goes_on(nightpress: Any) -> None:
-    done = nightpress.run("--timeout", "20", "--json", status=3, NIGHTPRESS_TESTING="1",
+    done = nightpress.run("--timeout", "10", "--json", status=3, NIGHTPRESS_TESTING="1",
                           NIGHTPRESS_FAILPOINT="quantize.written:stop")
     assert [row["state"] for row in json.loads(done.stdout)["levels"]] == ["timed_out", "timed_out"]
 
@@ -171,3 +173,12 @@ def test_pressing_needs_no_network(nightpress: Any) -> None:
     program = [str(Path(sys.executable).with_name("nightpress")), "run", *nightpress.QUICK]
     done = subprocess.run([*inside, *program], capture_output=True, text=True, env={**os.environ, **nightpress.places}, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_cpu_that_does_not_survive_extra_buffers_is_found_out_and_remembered(nightpress: Any) -> None:
+    armed = {"NIGHTPRESS_TESTING": "1", "NIGHTPRESS_FAILPOINT": "probe.level@3:segv"}
+    found = json.loads(nightpress("engine", "--again", "--json", **armed).stdout)["probe"]
+    assert found["extra_buffers"] is False
+    assert "SIGSEGV" in found["reason"]
+    assert json.loads(nightpress("engine", "--json").stdout)["probe"] == found
+    assert "Extra buffers are off" in nightpress.run("--once", "Q4_0").stderr
