@@ -120,7 +120,7 @@ def generate(model: Model, prompts: Sequence[Tokens], sampling: Sampling = Sampl
 
 def _generate_batch(model: Model, prompts: Sequence[Tokens], sampling: Sampling, first: int,
                     progress: Callable[[int], None], made: int) -> list[Reply]:
-    shared = common_prefix(prompts)
+    shared = common_prefix(prompts) if model.shares_tokens else 0
     everyone = tuple(range(len(prompts)))
     cells = shared + sum(len(prompt) - shared for prompt in prompts) + len(prompts) * sampling.max_tokens
     tokens, positions = list(prompts[0][:shared]), list(range(shared))
@@ -156,18 +156,18 @@ def _generate_batch(model: Model, prompts: Sequence[Tokens], sampling: Sampling,
 
 
 def measure_speed(model: Model, tokens: int = 48, repeats: int = 3) -> float:
-    """Return tokens per second of one sequence decoded alone, the median of several tries.
+    """Return tokens per second of one sequence decoded alone, the median of several stretches of it.
 
     This is what a person chatting with the model sees; it depends on what else the machine does.
     """
-    rates = []
-    with open_context(model, ContextSpec(sequences=1, cells=256, shared=False)) as context:
+    rates, warm_up = [], 8
+    cells = -(-(warm_up + tokens * repeats) // 256) * 256
+    with open_context(model, ContextSpec(sequences=1, cells=cells, shared=False)) as context:
         token = max(model.bos, 0)
-        context.decode([token] * 8, range(8), [(0,)] * 8, [False] * 7 + [True])
-        for _ in range(repeats):
-            context.forget(0, 8)
+        context.decode([token] * warm_up, range(warm_up), [(0,)] * warm_up, [False] * (warm_up - 1) + [True])
+        for stretch in range(repeats):
             started = time.monotonic()
-            for step in range(tokens):
-                context.decode([token], [8 + step], [(0,)], [True])
+            for position in range(warm_up + stretch * tokens, warm_up + (stretch + 1) * tokens):
+                context.decode([token], [position], [(0,)], [True])
             rates.append(tokens / max(1e-9, time.monotonic() - started))
     return float(np.median(rates))

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loops.engine.gguf_check import find_shards, read_header
+from loops.engine.gguf_header import any_quantized
 from loops.engine.native import EngineFailed, library, log
 from loops.engine.options import EngineOptions
 
@@ -69,6 +71,8 @@ class Model:
         self.n_context: int = lib.llama_model_n_ctx_train(pointer)
         self.bos: int = lib.llama_vocab_bos(self.vocab)
         self.eos: int = lib.llama_vocab_eos(self.vocab)
+        # a recurrent state cannot belong to several sequences, so their tokens cannot be shared either
+        self.shares_tokens: bool = not (lib.llama_model_is_recurrent(pointer) or lib.llama_model_is_hybrid(pointer))
         self.add_bos: bool = lib.llama_vocab_get_add_bos(self.vocab) and self.bos >= 0
 
     def tokenize(self, text: str, *, add_bos: bool, special: bool) -> Tokens:
@@ -127,6 +131,16 @@ class Model:
         return str(library().llama_vocab_get_text(self.vocab, token).decode(errors="replace"))
 
 
+def _is_repacked(path: Path, options: EngineOptions) -> bool:
+    """Tell whether loading copies weights, so that a memory-mapped file would be in memory twice.
+
+    Extra buffers hold quantized weights in another order. A model that is not quantized, or whose
+    layers go to a GPU, stays mapped: its pages are shared with other processes.
+    """
+    return options.extra_buffers and options.gpu_layers == 0 and any(
+        any_quantized(read_header(shard).tensors) for shard in find_shards(path))
+
+
 @contextmanager
 def load_model(path: Path, options: EngineOptions,
                progress: Callable[[float], None] | None = None) -> Iterator[Model]:
@@ -139,11 +153,14 @@ def load_model(path: Path, options: EngineOptions,
 
     Raises:
         ModelNotLoaded: with the library's reason.
+        GgufRefused: the file is none that passed.
     """
     lib = library()
     params = lib.llama_model_default_params()
     params.n_gpu_layers = options.gpu_layers
     params.use_extra_bufts = options.extra_buffers
+    if _is_repacked(path, options):
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE
 
     def report(share: float, _user_data: object) -> bool:
         if progress is not None:
@@ -157,6 +174,8 @@ def load_model(path: Path, options: EngineOptions,
     if not pointer:
         raise ModelNotLoaded(f"{path.name} does not load: {log.reason('the engine gives no reason')}.")
     try:
+        if lib.llama_model_has_encoder(pointer) or not lib.llama_model_has_decoder(pointer):
+            raise ModelNotLoaded(f"{path.name} is no decoder-only language model, so there is nothing to generate with.")
         yield Model(pointer, path, options)
     finally:
         lib.llama_model_free(pointer)
@@ -178,10 +197,6 @@ class Context:
     def clear(self) -> None:
         """Forget every sequence."""
         library().llama_memory_clear(self._memory, True)
-
-    def forget(self, sequence: int, start: int = 0) -> None:
-        """Drop the tokens of sequence from position start on."""
-        library().llama_memory_seq_rm(self._memory, sequence, start, -1)
 
     def decode(self, tokens: Sequence[int] | Tokens, positions: Sequence[int] | Tokens,
                sequences: Sequence[Sequence[int]], outputs: Sequence[bool] | NDArray[np.bool_],
@@ -225,6 +240,8 @@ class Context:
         if rows == 0:
             return np.empty((0, self.model.n_vocab), dtype=np.float32)
         address = ctypes.cast(lib.llama_get_logits(self.pointer), ctypes.POINTER(ctypes.c_float))
+        if not address:
+            raise EngineFailed(f"{self.model.path.name} computes no logits: it is no model that generates text.")
         return np.ctypeslib.as_array(address, shape=(rows, self.model.n_vocab))
 
 

@@ -78,6 +78,8 @@ def score(model: Model, questions: Sequence[Question],
     results: list[tuple[Likelihood, ...]] = []
     if not questions:
         return results
+    if not model.shares_tokens:
+        return _score_apart(model, questions, progress)
     groups = _pack(questions, model.n_vocab)
     cells = max(sum(questions[index].cells for index in group) for group in groups)
     sequences = max(sum(max(1, len(questions[index].continuations)) for index in group) for group in groups)
@@ -86,6 +88,21 @@ def score(model: Model, questions: Sequence[Question],
             results += _score_group(context, [questions[index] for index in group])
             if progress is not None:
                 progress(len(results), len(questions))
+    return results
+
+
+def _score_apart(model: Model, questions: Sequence[Question],
+                 progress: Callable[[int, int], None] | None) -> list[tuple[Likelihood, ...]]:
+    """Score every continuation with a prompt of its own, as a recurrent model needs it, one per decode."""
+    cells = max(len(question.prompt) + max(map(len, question.continuations), default=0) for question in questions)
+    results = []
+    with open_context(model, ContextSpec(sequences=1, cells=-(-cells // 256) * 256, shared=False)) as context:
+        for done, question in enumerate(questions, 1):
+            results.append(tuple(
+                _score_group(context, [Question(question.prompt, (continuation,))])[0][0]
+                for continuation in question.continuations))
+            if progress is not None:
+                progress(done, len(questions))
     return results
 
 

@@ -33,6 +33,7 @@ class TinyModel:
         seed: of the weights.
         scale: of the output's weights; large ones make logits that overflow.
         damaged: tensors in which one weight is not a number; of a vector, all.
+        always: the only token with weights in the output matrix; -1 for no such. Needs `untied`.
         template: chat template; None leaves it out.
         add_bos: the tokenizer puts a beginning-of-sequence token in front.
         metadata: further texts.
@@ -48,6 +49,7 @@ class TinyModel:
     seed: int = 0
     scale: float = 1.0
     damaged: tuple[str, ...] = ()
+    always: int = -1
     template: str | None = None
     add_bos: bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -89,6 +91,9 @@ class TinyModel:
             weights = rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
             if name.startswith("output"):
                 weights *= self.scale
+            if name == "output.weight" and self.always >= 0:
+                weights[:] = 0
+                weights[self.always] = 1  # its logit is the sum of the hidden state, all others are 0
             if name in self.damaged:
                 weights[0, 0] = np.nan
             kind = GGMLQuantizationType[self.dtype]

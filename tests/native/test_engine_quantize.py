@@ -106,8 +106,9 @@ def test_fallbacks_are_the_tensors_whose_rows_do_not_fit(tmp_path: Path, blobs: 
     made = make(spec.write(tmp_path / "m.gguf"), "Q4_K_M", blobs, options)
     matrices = {name: shape for name, shape in spec.shapes().items() if len(shape) == 2}
     assert made.fallbacks == sum(shape[1] % 256 != 0 for shape in matrices.values()) - 1
-    assert made.tensor_types["token_embd.weight"] == "Q8_0"
-    assert not any(kind.endswith("_K") for name, kind in made.tensor_types.items() if matrices.get(name, (0, 256))[1] % 256)
+    kinds = {made.tensor_types[name] for name, shape in matrices.items() if shape[1] % 256}
+    assert not any(kind.endswith("_K") for kind in kinds)
+    assert "Q8_0" in kinds
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])

@@ -168,7 +168,8 @@ FAILURES = {
 
 @pytest.mark.parametrize(("body", "why"), FAILURES.values(), ids=FAILURES.keys())
 def test_a_tool_that_fails_costs_the_level_and_leaves_nothing(body: str, why: str, starter: Path, tmp_path: Path,
-                                                              blobs: Path, pressed: Any, options: EngineOptions) -> None:
+                                                              blobs: Path, pressed: Any,
+                                                              options: EngineOptions) -> None:
     other = TinyModel(layers=1, untied=True, vocabulary=512).write(tmp_path / "other.gguf")
     body = body.replace("OTHER", repr(str(other))).replace("GOOD", repr(str(pressed("Q8_0").path)))
     spec, expected = with_tool(starter, tool(tmp_path, body), options)
@@ -183,7 +184,7 @@ def test_a_tool_that_is_missing_or_no_program_is_a_sentence(starter: Path, tmp_p
     plain.write_text("hello")
     for path in (tmp_path / "none", plain, tmp_path):
         spec, expected = with_tool(starter, path, options)
-        with pytest.raises(ToolFailed, match="does not start: .*--quant-tool"):
+        with pytest.raises(ToolFailed, match=r"does not start: .*--quant-tool"):
             quantize(spec, expected, blobs)
 
 
@@ -195,7 +196,7 @@ def test_a_tool_is_known_by_its_content(tmp_path: Path) -> None:
     assert tool_identity(tool(tmp_path, "pass # newer")) != first
     assert tool_identity(None) is None
     for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(ToolFailed, match="cannot be read: .*--quant-tool"):
+        with pytest.raises(ToolFailed, match=r"cannot be read: .*--quant-tool"):
             tool_identity(path)
 
 

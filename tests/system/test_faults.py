@@ -181,4 +181,4 @@ def test_a_cpu_that_does_not_survive_extra_buffers_is_found_out_and_remembered(n
     assert found["extra_buffers"] is False
     assert "SIGSEGV" in found["reason"]
     assert json.loads(nightpress("engine", "--json").stdout)["probe"] == found
-    assert "Extra buffers are off" in nightpress.run("--once", "Q4_0").stderr
+    assert "Extra buffers are off" in nightpress.run("--once", "Q8_0").stderr

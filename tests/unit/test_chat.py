@@ -126,7 +126,7 @@ HOSTILE = {
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_template_is_refused_and_runs_nothing(template: str, tmp_path: Path) -> None:
     place = tmp_path / "place"
-    with pytest.raises(ChatTemplateBroken, match="chat template does not work: ."):
+    with pytest.raises(ChatTemplateBroken, match=r"chat template does not work: ."):
         render(template.replace("PLACE", str(place)), USER, bos="<s>")
     assert not place.exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import fields
 
 import pytest
@@ -99,12 +100,11 @@ def test_what_is_no_event_is_refused(line: str) -> None:
 
 
 @given(st.text() | st.binary().map(lambda raw: raw.decode(errors="replace"))
-       | st.dictionaries(st.sampled_from(["event", "message", "stage"]), st.none() | st.text() | st.integers()).map(json.dumps))
+       | st.dictionaries(st.sampled_from(["event", "message", "stage"]),
+                         st.none() | st.text() | st.integers()).map(json.dumps))
 def test_any_line_is_an_event_or_refused(line: str) -> None:
-    try:
-        from_line(line)
-    except ValueError as problem:
-        assert "not an event" in str(problem)
+    with suppress(ValueError):
+        assert type(from_line(line)) in events._KINDS.values()
 
 
 def test_events_cannot_be_changed() -> None:

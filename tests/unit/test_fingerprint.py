@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from loops.fingerprint import fingerprint, sha256_of_files
 
 plain = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-                     max_leaves=6)
+                     lambda inner: (st.lists(inner, max_size=3)
+                                    | st.dictionaries(st.text(max_size=3), inner, max_size=3)), max_leaves=6)
 
 
 def test_a_fingerprint_is_the_same_in_every_process() -> None:

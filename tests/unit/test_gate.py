@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -173,7 +174,7 @@ def test_looks_grow_from_the_first_to_the_cap(first: int, available: int, cap: i
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_each_look_at_most_doubles_and_few_are_needed(first: int, available: int) -> None:
     sizes = look_sizes(first, available, 0)
-    assert all(later <= 8 / 3 * earlier for earlier, later in zip(sizes, sizes[1:], strict=False))
+    assert all(later <= 8 / 3 * earlier for earlier, later in pairwise(sizes))
     assert len(sizes) <= 2 + np.log2(max(1, available / first))
 
 
