@@ -9,8 +9,8 @@ llama-perplexity stores the original's log-probabilities as 16-bit integers that
 the most probable token; ours are 32-bit floats. Its figures therefore have a floor, which is measured
 here as the divergence it finds between the original and itself (ours must be 0), and they count as
 equal when they differ by no more than that floor, half a percent, or a tenth of the standard error.
-Tokens more than 16 nats down are cut off by it: a text that the model finds very strange
-shows a wrong PPL(base). So the default text is the starter's held-out dialogues without their
+Tokens more than 16 nats down are cut off by it, so its PPL(base) is too low; what is compared is
+the estimate of the run that stores. The worse the model knows the text, the more is cut off: so the default text is the starter's held-out dialogues without their
 control tokens (llama-perplexity reads none), and not the general English that ships.
 
     python benchmarks/divergence.py --llama-cpp FOLDER
@@ -20,12 +20,23 @@ control tokens (llama-perplexity reads none), and not the general English that s
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from timing import Paired, add_llama_cpp, engine_options, finish, options, pair, run_in_child, run_program
+from timing import (
+    Paired,
+    add_llama_cpp,
+    cpu_seconds,
+    engine_options,
+    finish,
+    options,
+    pair,
+    run_in_child,
+    run_program,
+)
 
 from loops.engine.divergence import BaselineStore, cut_windows, measure_baseline, measure_divergence
 from loops.engine.gguf_check import check_model
@@ -40,7 +51,6 @@ Figures = dict[str, float]
 #: what llama-perplexity prints of each of our figures; percentages become shares
 _PRINTED = {
     "ppl": re.compile(r"Mean PPL\(Q\)\s+:\s*([\d.]+)"),
-    "ppl_base": re.compile(r"Mean PPL\(base\)\s+:\s*([\d.]+)"),
     "kld": re.compile(r"Mean\s+KLD:\s*(-?[\d.]+)"),
     "kld_error": re.compile(r"Mean\s+KLD:.*±\s*([\d.]+)"),
     "kld_median": re.compile(r"Median\s+KLD:\s*(-?[\d.]+)"),
@@ -48,6 +58,7 @@ _PRINTED = {
     "delta_p_rms": re.compile(r"RMS Δp\s+:\s*([\d.]+)"),
     "same_top": re.compile(r"Same top p:\s*([\d.]+)"),
 }
+_ESTIMATE = re.compile(r"Final estimate: PPL = ([\d.]+)")  # of the run that stores the original
 _SHARES = {"delta_p_rms", "same_top"}
 _COMPARED = ("ppl", "kld", "delta_p_rms", "same_top")
 STORE_BYTES = 2 << 30
@@ -88,12 +99,15 @@ class Comparison:
                  folder: Path) -> None:
         self.arguments, self.files, self.text, self.folder = arguments, files, text, folder
         self.found: tuple[dict[str, Figures], dict[str, Figures]] = ({}, {})
+        self.cpu: tuple[list[float], list[float]] = ([], [])
 
     def ours(self) -> float:
         """Measure in a child process; return the seconds of the process."""
+        before = cpu_seconds()
         figures, seconds = run_in_child(measure_here, self.arguments.model, self.files, self.folder,
                                         self.text.read_text(encoding="utf-8"), self.arguments.threads)
         self.found[0].update(figures)
+        self.cpu[0].append(cpu_seconds() - before)
         return seconds
 
     def _perplexity(self, model: Path, *more: str) -> tuple[str, float]:
@@ -114,10 +128,14 @@ class Comparison:
 
     def theirs(self) -> float:
         """Run llama-perplexity for the original and every level; return the seconds of all."""
-        total = self._perplexity(self.arguments.model)[1]
+        before = cpu_seconds()
+        text, total = self._perplexity(self.arguments.model)
+        estimate = _ESTIMATE.search(text)
         for name, file in self.files.items():
             self.found[1][name], seconds = self._level(file)
+            self.found[1][name]["ppl_base"] = float(estimate[1]) if estimate else math.nan
             total += seconds
+        self.cpu[1].append(cpu_seconds() - before)
         return total
 
     def floors(self) -> tuple[float, float]:
@@ -154,7 +172,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
     floors = sides.floors()
     ours, theirs = sides.found
     same = all(equal(name, ours[level], theirs[level], floors[1]) for level in ours for name in _COMPARED)
-    figures: dict[str, Any] = {"time": times.as_json(), "ours": ours, "theirs": theirs, "equal": same,
+    cpu = Paired(tuple(sides.cpu[0]), tuple(sides.cpu[1]))
+    figures: dict[str, Any] = {"time": times.as_json(), "cpu_time": cpu.as_json(), "ours": ours, "theirs": theirs, "equal": same,
                                "self_divergence": {"ours": floors[0], "theirs": floors[1]}}
     print(f"{arguments.model.name}, {ours[next(iter(ours))]['tokens']:,.0f} scored predictions, "
           f"{arguments.threads} threads, {arguments.rounds} rounds\n\n"
@@ -166,7 +185,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
             share = f"{(mine - other) / other:+11.3%}" if other else ""
             print(f"{level:8}{name:>12}{mine:14.6f}{other:14.6f}{share:>12}{'' if fits else '  NOT EQUAL'}")
     print(f"\nThe original against itself: {floors[0]:.2e} (ours), {floors[1]:.2e} (llama-perplexity's "
-          f"floor)\n\n              ours      theirs  ratio\ntime    {times}")
+          f"floor)\n\n              ours      theirs  ratio\ntime    {times}\nof CPU  {cpu}")
     return finish("divergence", arguments, figures, same and times.ratio < 1,
                   "equal figures, faster than llama-perplexity")
 

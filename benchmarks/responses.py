@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from random_model import add_model_options, model_for_a_while
-from timing import Paired, engine_options, finish, options
+from timing import Paired, cpu_seconds, engine_options, finish, options
 
 from loops.engine.chat import prompt_tokens
 from loops.engine.generate import Reply, Sampling, generate
@@ -54,18 +54,23 @@ def compare(arguments: argparse.Namespace, path: Path) -> int:
         alone: list[float] = []
         alone_rates: list[float] = []
         agreement: list[float] = []
+        cpu_together: list[float] = []
+        cpu_alone: list[float] = []
         made = 0
         for _ in range(arguments.rounds):
-            singles, seconds = [], []
+            singles, seconds, cpu = [], [], []
             for place in chosen:
                 if place == chosen[len(chosen) // 2]:  # in the middle: the same neighbours for both
-                    started = time.monotonic()
+                    started, used = time.monotonic(), cpu_seconds()
                     replies = generate(model, prompts, sampling)
                     together.append(time.monotonic() - started)
-                started = time.monotonic()
+                    cpu_together.append(cpu_seconds() - used)
+                started, used = time.monotonic(), cpu_seconds()
                 singles += generate(model, [prompts[place]], sampling)
                 seconds.append(time.monotonic() - started)
+                cpu.append(cpu_seconds() - used)
             alone.append(statistics.mean(seconds) * len(prompts))
+            cpu_alone.append(statistics.mean(cpu) * len(prompts))
             made = sum(len(reply.tokens) for reply in replies)
             alone_rates.append(sum(len(reply.tokens) for reply in singles) / sum(seconds))
             agreement += [_common(replies[place], single)
@@ -73,7 +78,9 @@ def compare(arguments: argparse.Namespace, path: Path) -> int:
     times = Paired(tuple(together), tuple(alone))
     factors = sorted(1 / ratio for ratio in times.ratios)
     factor = statistics.median(factors)
+    cpu_factor = statistics.median(cpu_alone) / statistics.median(cpu_together)
     figures: dict[str, Any] = {
+        "cpu_together_s": cpu_together, "cpu_one_after_the_other_s": cpu_alone, "cpu_factor": cpu_factor,
         "together_s": together, "one_after_the_other_s": alone, "factors": factors, "factor": factor,
         "singles_measured": len(chosen), "tokens": made,
         "together_tokens_per_s": made / statistics.median(together),
@@ -83,7 +90,7 @@ def compare(arguments: argparse.Namespace, path: Path) -> int:
           f"\none after the other {statistics.median(alone):8.1f} s  "
           f"{figures['alone_tokens_per_s']:6.1f} tokens/s  "
           f"(extrapolated from {len(chosen)} of {len(prompts)})"
-          f"\nfactor              {factor:8.1f}    ({factors[0]:.1f} to {factors[-1]:.1f})"
+          f"\nfactor              {factor:8.1f}    ({factors[0]:.1f} to {factors[-1]:.1f}); {cpu_factor:.1f} in processor time"
           f"\nthe same tokens     {figures['same_share']:8.0%}")
     return finish("responses", arguments, figures, factor >= FACTOR,
                   f"{len(prompts)} replies together at least {FACTOR:g} times as fast as one after the other")

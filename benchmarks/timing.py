@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import time
@@ -52,6 +53,12 @@ class Paired:
     def __str__(self) -> str:
         return (f"{statistics.median(self.ours):8.2f} s  {statistics.median(self.theirs):8.2f} s  "
                 f"x{self.ratio:.3f} ({min(self.ratios):.3f} to {max(self.ratios):.3f})")
+
+
+def cpu_seconds() -> float:
+    """Return processor seconds of this process and its ended children: a clock that waiting does not move."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def pair(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> Paired:

@@ -95,7 +95,8 @@ def exit_codes() -> str:
         for child in kind.__subclasses__():
             yield from below(child)
 
-    known = {0: "Done.", 2: "The command was called with wrong arguments.", 4: "`nightpress check` found something wrong.",
+    known = {0: "Done.", 2: "The command was called with wrong arguments.",
+             4: "`nightpress check` found something wrong.",
              **{kind.exit_code: _first_line(kind.__doc__) for kind in below(NightpressError)
                 if "exit_code" in vars(kind)}}
     rows = [(str(code), known[code]) for code in sorted(known)]

@@ -112,7 +112,8 @@ class Nightpress:
         """Start a command; the caller waits for it."""
         program = Path(sys.executable).with_name("nightpress")
         return subprocess.Popen([str(program), *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, cwd=self.base, env={**os.environ, **self.places, **environment})
+                                stderr=subprocess.PIPE, text=True, cwd=self.base,
+                                env={**os.environ, **self.places, **environment})
 
     def __call__(self, *arguments: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; it must exit with status and must not print a traceback."""

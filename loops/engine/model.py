@@ -175,7 +175,7 @@ def load_model(path: Path, options: EngineOptions,
         raise ModelNotLoaded(f"{path.name} does not load: {log.reason('the engine gives no reason')}.")
     try:
         if lib.llama_model_has_encoder(pointer) or not lib.llama_model_has_decoder(pointer):
-            raise ModelNotLoaded(f"{path.name} is no decoder-only language model, so there is nothing to generate with.")
+            raise ModelNotLoaded(f"{path.name} is no decoder-only language model: it cannot generate text by itself.")
         yield Model(pointer, path, options)
     finally:
         lib.llama_model_free(pointer)

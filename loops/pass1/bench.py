@@ -117,6 +117,11 @@ class Bench:
                 "per_decode": self.windows.per_decode, "original": self.original.sha256,
                 "store_bytes": self.plan.store_bytes}
 
+    def store_bytes(self) -> int:
+        """Return the disk that the original's log-probabilities will take at most."""
+        whole = self.windows.scored * self._loaded(self.original).n_vocab * 4
+        return min(whole, self.plan.store_bytes)
+
     @cached_property
     def store(self) -> BaselineStore:
         """The original's log-probabilities; computed when the first level needs them, kept for the run."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from loops.engine import native
@@ -107,9 +108,9 @@ class Scored:
 
     each: Mapping[str, Result]
 
-    def overall(self) -> list[float]:
-        """Return the score of each scenario, the mean of the metrics, 0 to 1."""
-        return [sum(found[metric] for metric in METRICS) / len(METRICS) for found in self.each.values()]
+    def overall(self, names: Iterable[str]) -> list[float]:
+        """Return the score of each named scenario, the mean of the metrics, 0 to 1."""
+        return [sum(self.each[name][metric] for metric in METRICS) / len(METRICS) for name in names]
 
 
 class Press:
@@ -147,9 +148,9 @@ class Press:
         order = [name for name, found in sorted(forecasts.items(), key=lambda item: -item[1].n_bytes)
                  if found.n_bytes <= self.plan.target_bytes]
         self._refuse_impossible(forecasts, order)
-        if not self.plan.simulate:
+        if isinstance(self.bench, Bench):
             check_memory(self.prepared.model, ignore=self.plan.ignore_forecast)
-            check_disk(Path(self.plan.blobs), [forecasts[name].n_bytes for name in order], self.plan.store_bytes)
+            check_disk(Path(self.plan.blobs), [forecasts[name].n_bytes for name in order], self.bench.store_bytes())
         seconds = self._baseline()
         note = check_time(self.plan, self.prepared.model.file_bytes, seconds,
                           min(len(order), self.plan.max_iterations))
@@ -277,14 +278,12 @@ class Press:
         """Look at ever more scenarios until the verdict is clear or the cap is reached."""
         for look in range(len(self.looks)):
             base, mine = self._score(self.original, look), self._score(subject, look)
-            pairs = [(base.each[name], found) for name, found in mine.each.items()]
-            loss = gate.degradation(Scored({str(i): a for i, (a, _) in enumerate(pairs)}).overall(),
-                                    mine.overall(), looks=len(self.looks), seed=self.plan.seed)
+            loss = gate.degradation(base.overall(mine.each), mine.overall(mine.each), looks=len(self.looks),
+                                    seed=self.plan.seed)
             verdict = gate.decide(loss, self.plan.max_degradation)
             if verdict is not gate.Verdict.INCONCLUSIVE:
                 break
-        scores = mine.overall()
-        return loss, verdict, sum(scores) / len(scores)
+        return loss, verdict, fmean(mine.overall(mine.each))
 
     def _verdict(self, verdict: gate.Verdict, loss: gate.Interval) -> tuple[str, str]:
         allowed = self.plan.max_degradation

@@ -17,6 +17,7 @@ from tiny_models import TinyModel
 
 from loops.engine.gguf_check import check_gguf, check_model
 from loops.engine.levels import level_named
+from loops.engine.model import NotFinite
 from loops.engine.options import EngineOptions
 from loops.engine.quantize import Forecast, QuantizeSpec, ToolFailed, forecast, quantize, tool_identity
 from state.faults import NightpressError
@@ -175,6 +176,18 @@ def test_a_tool_that_fails_costs_the_level_and_leaves_nothing(body: str, why: st
     spec, expected = with_tool(starter, tool(tmp_path, body), options)
     with pytest.raises(NightpressError, match=why):
         quantize(spec, expected, blobs)
+    assert leftovers(blobs) == []
+
+
+def test_a_tool_whose_file_computes_no_numbers_costs_the_level(tmp_path: Path, blobs: Path,
+                                                              options: EngineOptions) -> None:
+    """Promise 3: the file is sound as a GGUF; only evaluating it shows the damage."""
+    sound = TinyModel(layers=1, vocabulary=512).write(tmp_path / "sound.gguf")
+    broken = TinyModel(layers=1, vocabulary=512, damaged=("output_norm.weight",)).write(tmp_path / "broken.gguf")
+    spec = QuantizeSpec(check_model(sound), level_named("F16"), options,
+                        tool=tool(tmp_path, f"shutil.copy({str(broken)!r}, target)"))
+    with pytest.raises(NotFinite, match="not finite"):
+        quantize(spec, forecast(spec), blobs)
     assert leftovers(blobs) == []
 
 

@@ -63,7 +63,8 @@ def test_likelihoods_are_those_of_teacher_forcing(place: int, model: Model, ques
         assert found.mean == pytest.approx(found.total / len(continuation))
 
 
-def test_every_question_has_its_answers_in_order(questions: list[Question], scored: list[tuple[Likelihood, ...]]) -> None:
+def test_every_question_has_its_answers_in_order(
+        questions: list[Question], scored: list[tuple[Likelihood, ...]]) -> None:
     assert [[len(continuation) for continuation in question.continuations] for question in questions] == [
         [one.tokens for one in answers] for answers in scored]
 

@@ -241,6 +241,7 @@ def test_killed_anywhere_and_resumed_the_numbers_are_those_of_an_undisturbed_run
     cut = press(plan, fail_at=f"{point}:kill")
     assert cut.status == -signal.SIGKILL
     assert cut.of(Finished) == []
+    assert bool(cut.steps()) == (point != "baseline.group@2")  # what was finished before was told before
     whole = press(plan, cut.steps())
     assert whole.status == 0
     assert whole.numbers() == undisturbed.numbers()

@@ -52,8 +52,8 @@ def test_a_quantized_model_is_refused_unless_allowed(nightpress: Any) -> None:
     os.link(blob, quantized)
     done = nightpress("run", str(quantized), *nightpress.QUICK, status=36)
     assert "already quantized" in done.stderr
-    nightpress("run", str(quantized), *nightpress.QUICK, "--levels", "Q4_0", "--allow-requantize", "--accept-inconclusive",
-               "--no-promote")
+    nightpress("run", str(quantized), *nightpress.QUICK, "--levels", "Q4_0", "--allow-requantize",
+               "--accept-inconclusive", "--no-promote")
 
 
 def test_an_unknown_level_offers_the_nearest(nightpress: Any) -> None:

@@ -171,7 +171,8 @@ def test_pressing_needs_no_network(nightpress: Any) -> None:
     if subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no network namespaces")
     program = [str(Path(sys.executable).with_name("nightpress")), "run", *nightpress.QUICK]
-    done = subprocess.run([*inside, *program], capture_output=True, text=True, env={**os.environ, **nightpress.places}, timeout=300)
+    done = subprocess.run([*inside, *program], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, **nightpress.places})
     assert done.returncode == 0, done.stderr
 
 

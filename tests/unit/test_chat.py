@@ -81,7 +81,8 @@ def test_text_is_not_escaped_as_if_it_were_html() -> None:
 
 
 def test_json_keeps_what_is_not_ascii() -> None:
-    assert render("{{ messages | tojson }}", [{"role": "user", "content": "ä<"}]) == '[{"role": "user", "content": "ä<"}]'
+    messages = [{"role": "user", "content": "ä<"}]
+    assert render("{{ messages | tojson }}", messages) == '[{"role": "user", "content": "ä<"}]'
 
 
 def test_loop_controls_work() -> None:
