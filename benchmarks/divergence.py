@@ -9,9 +9,12 @@ llama-perplexity stores the original's log-probabilities as 16-bit integers that
 the most probable token; ours are 32-bit floats. Its figures therefore have a floor, which is measured
 here as the divergence it finds between the original and itself (ours must be 0), and they count as
 equal when they differ by no more than that floor, half a percent, or a tenth of the standard error.
-Tokens more than 16 nats down are cut off by it, so its PPL(base) is too low; what is compared is
-the estimate of the run that stores. The worse the model knows the text, the more is cut off: so the default text is the starter's held-out dialogues without their
-control tokens (llama-perplexity reads none), and not the general English that ships.
+What lies more than 16 nats down is cut off, so the PPL(base) that it prints for a level is too low;
+ours is compared to the estimate of the run that stores. The less the model knows the text, the more
+is cut off: so the default text is the starter's held-out dialogues without their control tokens
+(llama-perplexity reads none), and not the general English that ships.
+
+Some runs of llama-perplexity lose their last lines. They are repeated, and only the good one counts.
 
     python benchmarks/divergence.py --llama-cpp FOLDER
     python benchmarks/divergence.py --llama-cpp FOLDER --model MODEL.gguf --text TEXT.txt
@@ -100,6 +103,8 @@ class Comparison:
         self.arguments, self.files, self.text, self.folder = arguments, files, text, folder
         self.found: tuple[dict[str, Figures], dict[str, Figures]] = ({}, {})
         self.cpu: tuple[list[float], list[float]] = ([], [])
+        self.cpu_wasted = 0.0
+        self.repeated = 0
 
     def ours(self) -> float:
         """Measure in a child process; return the seconds of the process."""
@@ -116,26 +121,29 @@ class Comparison:
                             "--kl-divergence-base", self.folder / "base.kld", *more])
 
     def _level(self, file: Path) -> tuple[Figures, float]:
-        for _ in range(5):  # its last lines are sometimes lost: the log is not flushed when it ends
+        for _ in range(5):
+            before = cpu_seconds()
             text, seconds = self._perplexity(file, "--kl-divergence")
             found = {name: pattern.search(text) for name, pattern in _PRINTED.items()}
             figures = {name: float(match[1]) / (100 if name in _SHARES else 1)
                        for name, match in found.items() if match}
             if figures.keys() == _PRINTED.keys():
                 return figures, seconds
+            self.cpu_wasted += cpu_seconds() - before
+            self.repeated += 1
         raise SystemExit(f"llama-perplexity does not print {', '.join(_PRINTED.keys() - figures.keys())}; "
                          "is it of another version?")
 
     def theirs(self) -> float:
         """Run llama-perplexity for the original and every level; return the seconds of all."""
-        before = cpu_seconds()
+        before = cpu_seconds() - self.cpu_wasted
         text, total = self._perplexity(self.arguments.model)
         estimate = _ESTIMATE.search(text)
         for name, file in self.files.items():
             self.found[1][name], seconds = self._level(file)
             self.found[1][name]["ppl_base"] = float(estimate[1]) if estimate else math.nan
             total += seconds
-        self.cpu[1].append(cpu_seconds() - before)
+        self.cpu[1].append(cpu_seconds() - self.cpu_wasted - before)
         return total
 
     def floors(self) -> tuple[float, float]:
@@ -173,7 +181,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
     ours, theirs = sides.found
     same = all(equal(name, ours[level], theirs[level], floors[1]) for level in ours for name in _COMPARED)
     cpu = Paired(tuple(sides.cpu[0]), tuple(sides.cpu[1]))
-    figures: dict[str, Any] = {"time": times.as_json(), "cpu_time": cpu.as_json(), "ours": ours, "theirs": theirs, "equal": same,
+    figures: dict[str, Any] = {"time": times.as_json(), "cpu_time": cpu.as_json(), "ours": ours,
+                               "theirs": theirs, "equal": same, "repeated": sides.repeated,
                                "self_divergence": {"ours": floors[0], "theirs": floors[1]}}
     print(f"{arguments.model.name}, {ours[next(iter(ours))]['tokens']:,.0f} scored predictions, "
           f"{arguments.threads} threads, {arguments.rounds} rounds\n\n"

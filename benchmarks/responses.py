@@ -90,7 +90,8 @@ def compare(arguments: argparse.Namespace, path: Path) -> int:
           f"\none after the other {statistics.median(alone):8.1f} s  "
           f"{figures['alone_tokens_per_s']:6.1f} tokens/s  "
           f"(extrapolated from {len(chosen)} of {len(prompts)})"
-          f"\nfactor              {factor:8.1f}    ({factors[0]:.1f} to {factors[-1]:.1f}); {cpu_factor:.1f} in processor time"
+          f"\nfactor              {factor:8.1f}    ({factors[0]:.1f} to {factors[-1]:.1f}); "
+          f"{cpu_factor:.1f} in processor time"
           f"\nthe same tokens     {figures['same_share']:8.0%}")
     return finish("responses", arguments, figures, factor >= FACTOR,
                   f"{len(prompts)} replies together at least {FACTOR:g} times as fast as one after the other")

@@ -1,14 +1,20 @@
 """Chat prompts: the model's own template, rendered where it can do no harm.
 
 A template comes with the file and is code from a stranger, so it runs in Jinja's immutable
-sandbox without access to anything of ours.
+sandbox without access to anything of ours, and within bounds of time and memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import resource
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from loops.engine.model import Model, Tokens
@@ -16,6 +22,10 @@ from state.faults import NightpressError
 
 #: templates that print the date get this one, so that the same model gives the same numbers every day
 PINNED_DATE = "26 Jul 2024"
+
+
+TIME_S = 5.0  #: a template that takes longer is broken; a real one takes milliseconds
+MEMORY_BYTES = 256 << 20  #: more than this no prompt needs
 
 
 class ChatTemplateBroken(NightpressError):
@@ -33,7 +43,13 @@ def _compiled(source: str) -> Any:
     def refuse(message: str) -> NoReturn:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"**"})
+
+        def call_binop(self, _context: Any, _operator: str, _left: Any, _right: Any) -> NoReturn:
+            raise TemplateError("powers are not for prompts")  # one of them can compute for hours, uninterruptibly
+
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], autoescape=False)
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals["raise_exception"] = refuse
@@ -54,11 +70,48 @@ def render(template: str, messages: Sequence[Mapping[str, str]], *, bos: str = "
         ChatTemplateBroken: the template does not compile, raises, or tries what the sandbox forbids.
     """
     try:
-        return str(_compiled(template).render(
-            messages=[dict(message) for message in messages], add_generation_prompt=True, bos_token=bos,
-            eos_token=eos, tools=None, date_string=PINNED_DATE))
+        with _bounded():
+            return str(_compiled(template).render(
+                messages=[dict(message) for message in messages], add_generation_prompt=True, bos_token=bos,
+                eos_token=eos, tools=None, date_string=PINNED_DATE))
+    except MemoryError as problem:
+        raise ChatTemplateBroken("The model's chat template does not work: it asks for "
+                                 f"more than {MEMORY_BYTES >> 20} MB.") from problem
     except Exception as problem:
         raise ChatTemplateBroken(f"The model's chat template does not work: {problem}") from problem
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Bound the time and the further memory of a block, where this process and system allow it.
+
+    Time needs the main thread, where a worker renders; memory needs Linux.
+    """
+    def out_of_time(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise TimeoutError(f"it runs for more than {TIME_S:g} s")
+
+    with contextlib.ExitStack() as undo:
+        if threading.current_thread() is threading.main_thread():
+            undo.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, out_of_time))
+            signal.setitimer(signal.ITIMER_REAL, TIME_S)
+            undo.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+        used = _address_space()
+        if used:
+            limits = resource.getrlimit(resource.RLIMIT_AS)
+            wanted = used + MEMORY_BYTES
+            if limits[0] == resource.RLIM_INFINITY or wanted < limits[0]:
+                resource.setrlimit(resource.RLIMIT_AS, (wanted, limits[1]))
+                undo.callback(resource.setrlimit, resource.RLIMIT_AS, limits)
+        yield
+
+
+def _address_space() -> int:
+    """Return the bytes of address space this process has; 0 where that cannot be told."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * resource.getpagesize()
 
 
 def prompt_tokens(model: Model, message: str) -> Tokens:

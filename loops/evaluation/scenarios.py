@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from loops.evaluation.text import read_plain
 from state.faults import NightpressError
 
 BUILT_IN = Path(__file__).with_name("data") / "scenarios.jsonl"
 VALENCES = ("positive", "neutral", "negative")
 _TEXTS = ("id", "prompt", "emotion", "valence", "empathic", "dismissive")
-MAX_BYTES = 64 << 20
 
 
 class ScenariosRefused(NightpressError):
@@ -79,14 +79,7 @@ def read_scenarios(path: Path | None = None) -> tuple[Scenario, ...]:
         ScenariosRefused: naming the line.
     """
     path = path or BUILT_IN
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ScenariosRefused(f"{path} is larger than {MAX_BYTES >> 20} MB; that is no list of scenarios.")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as problem:
-        raise ScenariosRefused(f"{path} cannot be read: {problem.strerror}.") from problem
-    except UnicodeDecodeError as problem:
-        raise ScenariosRefused(f"{path} is not UTF-8 text (byte {problem.start}).") from problem
+    text = read_plain(path, "list of scenarios", ScenariosRefused)
     found: dict[str, Scenario] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

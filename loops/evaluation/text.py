@@ -11,7 +11,7 @@ from loops.starter import STARTER_GGUF
 from state.faults import NightpressError
 
 BUILT_IN = Path(__file__).with_name("data") / "held_out.txt"
-MAX_BYTES = 256 << 20
+MAX_BYTES = 64 << 20
 
 
 class TextRefused(NightpressError):
@@ -40,6 +40,24 @@ class EvaluationText:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
+def read_plain(path: Path, what: str, refusal: type[NightpressError]) -> str:
+    """Return the content of a file of UTF-8 text, with or without byte order mark.
+
+    Raises:
+        refusal: it is missing, no plain file, far too large, or not UTF-8; `what` names it.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe or device might never end
+            raise refusal(f"The {what} {path} is not a file.")
+        if path.stat().st_size > MAX_BYTES:
+            raise refusal(f"The {what} {path} is larger than {MAX_BYTES >> 20} MB. Give a sample of it.")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as problem:
+        raise refusal(f"The {what} {path} cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise refusal(f"The {what} {path} is not UTF-8 text (byte {problem.start}). Convert it first.") from problem
+
+
 def read_text(path: Path | None, model: Path) -> EvaluationText:
     """Return the user's text, or what ships: for the starter its own held-out dialogues, else general English.
 
@@ -50,14 +68,7 @@ def read_text(path: Path | None, model: Path) -> EvaluationText:
         return EvaluationText(STARTER_TEXT.read_text(encoding="utf-8"), special=True,
                               source="the starter's held-out dialogues")
     chosen = path or BUILT_IN
-    try:
-        if chosen.stat().st_size > MAX_BYTES:
-            raise TextRefused(f"{chosen} is larger than {MAX_BYTES >> 20} MB. Give a sample of it to --text.")
-        text = chosen.read_text(encoding="utf-8-sig")
-    except OSError as problem:
-        raise TextRefused(f"The evaluation text {chosen} cannot be read: {problem.strerror}.") from problem
-    except UnicodeDecodeError as problem:
-        raise TextRefused(f"{chosen} is not UTF-8 text (byte {problem.start}). Convert it first.") from problem
+    text = read_plain(chosen, "evaluation text", TextRefused)
     if "\0" in text:
         raise TextRefused(f"{chosen} holds NUL characters: it is not plain text.")
     return EvaluationText(text, special=False, source=str(path) if path else "the built-in text")

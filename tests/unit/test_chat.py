@@ -147,3 +147,12 @@ def test_the_authors_reason_is_told() -> None:
 def test_one_template_leaves_nothing_to_the_next() -> None:
     render("{% set ns = namespace(x=1) %}{% set ns.x = 2 %}{% set kept = 3 %}", USER)
     assert render("{{ kept is defined }} {{ ns is defined }}", USER) == "False False"
+
+
+@pytest.mark.parametrize("template", [
+    "{{ 'a' * 10000000000 }}", "{{ '%09999999999d' % 1 }}", "{{ 'a'.ljust(9999999999) }}", "{{ 10 ** 99999999 }}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"])
+def test_a_template_that_asks_for_too_much_is_stopped_in_time(template: str) -> None:
+    with pytest.raises(ChatTemplateBroken):
+        render(template, [{"role": "user", "content": "hi"}])
+    assert render("{{ messages[0]['content'] }}", [{"role": "user", "content": "still here"}]) == "still here"

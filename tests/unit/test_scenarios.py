@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_a_file_that_is_no_utf8_is_refused_with_the_place(tmp_path: Path) -> Non
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(ScenariosRefused, match="cannot be read"):
+        with pytest.raises(ScenariosRefused, match="cannot be read|is not a file"):
             read_scenarios(path)
 
 
@@ -126,3 +127,9 @@ def test_the_fingerprint_changes_with_any_scenario_and_their_order(tmp_path: Pat
     assert fingerprint_of(read_scenarios(write(tmp_path, *lines, ""))) == same
     assert fingerprint_of(read_scenarios(write(tmp_path, *lines[::-1]))) != same
     assert fingerprint_of(read_scenarios(write(tmp_path, lines[0], line(id="b", intensity=0.6)))) != same
+
+
+def test_a_pipe_is_refused_instead_of_read_for_ever(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ScenariosRefused, match="is not a file"):
+        read_scenarios(tmp_path / "pipe")
