@@ -51,6 +51,10 @@ def degradation(baseline: Sequence[float], candidate: Sequence[float], *, looks:
     chapter 13). With several looks at growing data the error rate is divided among them
     (Bonferroni), so that it holds over all looks together.
 
+    Limits: it sees only what the scenarios show. A model that collapses on one reply in ten and is
+    unchanged on the others can show nothing on 25 scenarios, and then the interval is too narrow;
+    more scenarios are the remedy.
+
     Args:
         baseline: scores of the original, one per scenario, 0 to 1.
         candidate: scores of the candidate on the same scenarios.
