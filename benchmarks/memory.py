@@ -138,7 +138,7 @@ def main() -> int:
     add_model_options(parser, "1B")
     parser.add_argument("--vocabulary", type=int, default=0, help="fill the vocabulary up to this many tokens")
     parser.add_argument("--level", default="Q4_K_M")
-    parser.add_argument("--windows", type=int, default=8, help="of 512 tokens (default 8, what one decode takes)")
+    parser.add_argument("--windows", type=int, default=8, help="of 512 tokens (default 8)")
     parser.add_argument("--scenarios", type=int, default=25)
     parser.add_argument("--max-tokens", type=int, default=32)
     arguments = parser.parse_args()

@@ -20,8 +20,11 @@ from loops.events import Event, from_line
 #: all that a worker sees of this process's environment; keys and tokens are not among it
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
                "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS",
-               "OMP_WAIT_POLICY", "SSL_CERT_FILE")
-BUSY_PERCENT = 35.0
+               "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "SSL_CERT_FILE")
+#: How long the engine's threads spin while they wait for each other. Alone on the machine, so short a time
+#: costs nothing; beside other programs, libgomp's default is ten times slower (benchmarks/README.md).
+SPIN_COUNT = "1000"
+
 _FOR_TESTS = ("NIGHTPRESS_TESTING", "NIGHTPRESS_FAILPOINT")
 
 
@@ -29,20 +32,7 @@ def worker_environment() -> dict[str, str]:
     """Return the whitelisted environment of a worker."""
     names = [*ENVIRONMENT, *(_FOR_TESTS if os.environ.get("NIGHTPRESS_TESTING") == "1" else ())]
     kept = {name: os.environ[name] for name in names if name in os.environ}
-    if "OMP_WAIT_POLICY" not in kept and _busy():
-        kept["OMP_WAIT_POLICY"] = "passive"
-    return kept | {"GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def _busy() -> bool:
-    """Tell whether other programs use the processors right now.
-
-    The engine's threads spin while they wait for each other. With the processors to themselves that
-    is twice as fast on a small model; against other programs it is ten times slower than sleeping.
-    """
-    import psutil
-
-    return psutil.cpu_percent(interval=0.1) > BUSY_PERCENT
+    return {"GOMP_SPINCOUNT": SPIN_COUNT, "GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1", **kept}
 
 
 class WorkerProcess:

@@ -110,7 +110,7 @@ def test_a_file_that_is_no_utf8_is_refused_with_the_place(tmp_path: Path) -> Non
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(ScenariosRefused, match="cannot be read|is not a file"):
+        with pytest.raises(ScenariosRefused, match=r"cannot be read|is not a file"):
             read_scenarios(path)
 
 
