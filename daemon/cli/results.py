@@ -67,7 +67,7 @@ def _list(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 def _compare(summaries: list[dict[str, Any]]) -> None:
     """Print one row per level and one group of columns per run."""
-    from daemon.cli.tables import DASH, console, plain_table, run_heading
+    from daemon.cli.tables import DASH, console, plain_table, run_heading, signed
 
     out = console()
     for summary in summaries:
@@ -84,7 +84,7 @@ def _compare(summaries: list[dict[str, Any]]) -> None:
             found = next((level for level in summary["levels"] if level["level"] == name), None)
             kld = (found or {}).get("measurements", {}).get("kl_divergence", {}).get("value")
             loss = (found or {}).get("degradation")
-            row += [DASH if loss is None else f"{100 * loss:.1f} %", DASH if kld is None else f"{kld:.5f}",
+            row += [DASH if loss is None else f"{signed(loss)} %", DASH if kld is None else f"{kld:.5f}",
                     (found or {}).get("state", DASH)]
         rows.append(row)
     out.print(plain_table(columns, rows))

@@ -37,7 +37,7 @@ def _number(value: float | None, form: str) -> str:
     return DASH if value is None else format(value, form)
 
 
-def _plain(share: float) -> str:
+def signed(share: float) -> str:
     """Return per cent with one digit, and no minus before a zero."""
     text = f"{100 * share:.1f}"
     return "0.0" if text == "-0.0" else text
@@ -47,7 +47,7 @@ def _loss(row: Mapping[str, Any]) -> str:
     if row.get("degradation") is None:
         return DASH
     low, high = row["degradation_low"], row["degradation_high"]
-    return f"{_plain(row['degradation'])} % [{_plain(low)}, {_plain(high)}]"
+    return f"{signed(row['degradation'])} % [{signed(low)}, {signed(high)}]"
 
 
 def levels_table(summary: Mapping[str, Any], width: int) -> Table:

@@ -251,7 +251,7 @@ def test_killed_anywhere_and_resumed_the_numbers_are_those_of_an_undisturbed_run
 
 
 def test_a_group_that_was_kept_is_not_computed_again(tmp_path: Path) -> None:
-    plan = small_plan(STARTER_GGUF, tmp_path, levels=("Q8_0",))
+    plan = small_plan(STARTER_GGUF, tmp_path, levels=("Q8_0",), text_windows=8)
     press(plan, fail_at="baseline.group@1:kill")
     again = press(plan, fail_at="baseline.group@1:kill")
     assert [event.done for event in again.of(Progress) if event.stage == "baseline"] == []
