@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 STYLES = {"passed": "green", "failed": "red", "rejected": "red", "inconclusive": "yellow", "oversize": "dim",
@@ -56,7 +57,7 @@ def levels_table(summary: Mapping[str, Any], width: int) -> Table:
     target = summary["plan"]["target_bytes"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     columns = ["level", "size", "bpw", *(["bytes", "of target"] if wide else []),
-               "degradation [95 %]" if wide else "loss [95 %]", "KL divergence" if wide else "KLD",
+               r"degradation \[interval]" if wide else r"loss \[interval]", "KL divergence" if wide else "KLD",
                "same top", "tok/s", "verdict"]
     for name in columns:
         table.add_column(name, justify="left" if name in {"level", "verdict"} else "right", no_wrap=True)
@@ -118,10 +119,10 @@ def print_run(out: Console, summary: Mapping[str, Any], *, reasons: bool = False
 
 
 def plain_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table of texts; columns are (name, justification)."""
+    """Return a table of texts, none of them read as markup; columns are (name, justification)."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in columns:
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table

@@ -79,7 +79,7 @@ def level_rows(divergence: Mapping[str, Any], each: Mapping[str, Mapping[str, An
     rows = _divergence_rows(divergence) + _score_rows(each)
     if loss is not None:
         rows.append({"metric": "degradation", "value": loss.value, "low": loss.low, "high": loss.high, "n": loss.n,
-                     "unit": "share"})
+                     "unit": f"share, {100 * loss.confidence:g} % interval"})
     return tuple(rows)
 
 
