@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from loops.engine.logits import Floats, kl_divergence, log_rest, log_softmax
 from loops.engine.model import Context, ContextSpec, Model, NotFinite, Tokens, open_context
 from loops.engine.options import physical_cores
 from loops.engine.scratch import load_array, save_array
 from state.faults import NightpressError, failpoint
 
-Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 WINDOW = 512
@@ -89,13 +89,6 @@ def cut_windows(model: Model, text: str, *, special: bool = False, limit: int = 
         windows[:, 0] = model.bos
     per_decode = max(1, min(MAX_WINDOWS_PER_DECODE, LOGITS_BYTES // (ROWS * model.n_vocab * 4)))
     return Windows(windows, per_decode)
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Return log-probabilities of rows of logits, float32 of the same shape (rows, vocabulary)."""
-    shifted: Floats = logits - logits.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
 
 
 def _decode_windows(context: Context, windows: Tokens) -> Floats:
@@ -175,7 +168,7 @@ class BaselineStore:
                 chosen = np.argpartition(values, -self.top, axis=1)[:, -self.top:]
                 ids[part] = chosen
                 best[part, :-1] = np.take_along_axis(values, chosen, 1)
-                best[part, -1] = _log_rest(best[part, :-1])
+                best[part, -1] = log_rest(best[part, :-1])
 
         _in_threads(fill, rows)
         if not np.isfinite(scalars).all():
@@ -217,27 +210,14 @@ class BaselineStore:
             if ids is not None and best is not None:
                 base = best[part]
                 mine = np.take_along_axis(values, ids[part].astype(np.int64), 1)
-                joined = np.concatenate([mine, _log_rest(mine)[:, None]], axis=1)
-                result[part, 5] = _divergence(base, joined)
-            result[part, 2] = _divergence(full[part], values) if full is not None else result[part, 5]
+                joined = np.concatenate([mine, log_rest(mine)[:, None]], axis=1)
+                result[part, 5] = kl_divergence(base, joined)
+            result[part, 2] = kl_divergence(full[part], values) if full is not None else result[part, 5]
 
         _in_threads(fill, len(logits))
         if not np.isfinite(result[:, :5]).all():
             raise NotFinite("The model computes values that are not finite: its weights are damaged.")
         return result
-
-
-def _log_rest(kept: Floats) -> Floats:
-    """Return the log of the probability that rows of log-probabilities leave out, shape (rows,)."""
-    rest = 1.0 - np.exp(kept.astype(np.float64)).sum(axis=1)
-    logs: Floats = np.log(np.maximum(rest, 1e-12)).astype(np.float32)
-    return logs
-
-
-def _divergence(base: Floats, other: Floats) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence D(base || other) in nats of rows of log-probabilities."""
-    terms: NDArray[np.float64] = (np.exp(base) * (base - other)).sum(axis=1, dtype=np.float64)
-    return terms
 
 
 def _in_threads(fill: Callable[[slice], None], rows: int) -> None:

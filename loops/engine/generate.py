@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loops.engine.divergence import Floats, log_softmax
+from loops.engine.logits import Floats, log_softmax
 from loops.engine.model import ContextSpec, Model, Tokens, open_context
 
 CACHE_BYTES = 768 << 20  #: most key-value memory of one batch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loops.engine.divergence import Floats, log_softmax
+from loops.engine.logits import Floats, log_softmax
 from loops.engine.model import Context, ContextSpec, Model, NotFinite, Tokens, open_context
 
 CELLS = 2048  #: tokens computed together
