@@ -52,6 +52,9 @@ def run(
         help="Your own text for perplexity and KL divergence. Default: the one that ships.",
         show_default=False)] = None,
     text_windows: Annotated[int, typer.Option(min=0, help="Most windows of 512 tokens of the text; 0 for all.")] = 0,
+    baseline_disk: Annotated[str, typer.Option(
+        help="Most disk for the original's log-probabilities; beyond it only the most probable tokens are kept, and "
+             "what that hides is measured.")] = "2GiB",
     max_kld: Annotated[float, typer.Option(
         min=0.0, help="Mean KL divergence beyond which a level is rejected before it speaks.")] = 0.5,
     strategy: Annotated[str, typer.Option(
@@ -102,7 +105,8 @@ def run(
     wanted = (once,) if once else tuple(part.strip() for part in levels.split(",") if part.strip()) if levels else ()
     plan = PressPlan(
         model=str(chosen), name=named, levels=wanted, blobs=str(settings.blobs), scratch=str(settings.scratch),
-        target_bytes=parse_size(target_size), max_degradation=max_degradation, max_kld=max_kld,
+        target_bytes=parse_size(target_size), store_bytes=parse_size(baseline_disk),
+        max_degradation=max_degradation, max_kld=max_kld,
         max_iterations=max_iterations, strategy=strategy, prefer=prefer,
         scenarios=str(scenarios.expanduser().absolute()) if scenarios else None, first_scenarios=evaluation_prompts,
         max_scenarios=max_prompts, text=str(text.expanduser().absolute()) if text else None, text_windows=text_windows,

@@ -117,6 +117,15 @@ class Bench:
                 "per_decode": self.windows.per_decode, "original": self.original.sha256,
                 "store_bytes": self.plan.store_bytes}
 
+    @property
+    def _store_folder(self) -> Path:
+        return Path(self.plan.scratch) / self.steps.name("baseline-store", **self._divergence_parts)
+
+    def finish(self) -> None:
+        """Free the model and the disk that only an unfinished run needs."""
+        self.release()
+        shutil.rmtree(self._store_folder, ignore_errors=True)
+
     def store_bytes(self) -> int:
         """Return the disk that the original's log-probabilities will take at most."""
         whole = self.windows.scored * self._loaded(self.original).n_vocab * 4
@@ -125,9 +134,8 @@ class Bench:
     @cached_property
     def store(self) -> BaselineStore:
         """The original's log-probabilities; computed when the first level needs them, kept for the run."""
-        folder = Path(self.plan.scratch) / self.steps.name("baseline-store", **self._divergence_parts)
         model = self._loaded(self.original)
-        store = BaselineStore(folder, self.windows, model.n_vocab, self.plan.store_bytes)
+        store = BaselineStore(self._store_folder, self.windows, model.n_vocab, self.plan.store_bytes)
         measure_baseline(model, store, self._report("baseline", ""))
         return store
 

@@ -42,6 +42,8 @@ from loops.pass1.steps import Emit, Result, Steps
 from state.faults import NightpressError
 from state.files import DiskFull, StateUnwritable
 
+TOLD_TRUNCATION = 0.01  #: a truncation that hides more than this share of a divergence is told
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -174,7 +176,7 @@ class Press:
                 self._end(name, "skipped", why, forecasts[name].n_bytes)
         if len(self.scores[""].each) > self.looks[0]:  # later looks measured more of the original
             self._report_baseline()
-        self.bench.release()
+        self.bench.finish()
         chosen, reason = choose(self.plan.prefer, self.rungs)
         self.emit(Finished(chosen.level if chosen else None, reason, {
             "looks": list(self.looks), "reused_steps": self.steps.reused, "simulated": self.plan.simulate}))
@@ -258,6 +260,10 @@ class Press:
             self._report(subject, (), facts)
             divergence = self.bench.divergence(subject)
             speed = self.bench.speed(subject)
+            missing = divergence.get("kld_truncation", 0.0)
+            if missing > TOLD_TRUNCATION * divergence["kld"]:
+                self.emit(Note(f"The KL divergence of {level.name} is about {missing:.2g} nats too low: the original's "
+                               "log-probabilities were cut to fit --baseline-disk."))
             if divergence["kld"] > self.plan.max_kld:
                 self._report(subject, level_rows(divergence, {}, None), {"tokens_per_s": speed})
                 self._end(level.name, "rejected", f"Its KL divergence of {divergence['kld']:.3f} nats is over "

@@ -48,7 +48,7 @@ class SimulatedBench:
         self.plan, self.model, self.original = plan, model, original
         self._bits: dict[str, float] = {"": 16.0}
 
-    def release(self) -> None:
+    def finish(self) -> None:
         """Do nothing: no model is ever loaded."""
 
     def forecast(self, level: Level) -> Forecast:

@@ -174,3 +174,17 @@ def test_models_and_levels_can_be_looked_at(nightpress: Any, starter: Any) -> No
     assert "Q4_K_M" in nightpress("levels", str(starter)).stdout
     assert "extra_buffers" in json.loads(nightpress("engine", "--json").stdout)["probe"]
     assert nightpress("--version").stdout.startswith("nightpress ")
+
+
+def test_a_small_baseline_hides_little_and_says_how_little(nightpress: Any) -> None:
+    windows = ("--text-windows", "12", "--json")  # the first group, of four, is always kept whole
+    large, small = (_summary(nightpress.run(*windows, *more)) for more in ((), ("--baseline-disk", "1MB")))
+    for whole, cut in zip(large["levels"], small["levels"], strict=True):
+        exact, found = (row["measurements"]["kl_divergence"]["value"] for row in (whole, cut))
+        hidden = cut["measurements"]["kl_divergence_truncation"]["value"]
+        assert exact != found
+        assert exact == pytest.approx(found + hidden, rel=0.02)
+
+
+def test_a_finished_run_gives_its_scratch_back(nightpress: Any, pressed: dict[str, Any]) -> None:
+    assert not [path for path in (nightpress.state / "scratch").rglob("*") if path.is_file()]
