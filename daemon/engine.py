@@ -12,6 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from daemon.errors import WorkerRefused
+from daemon.grip import Grip
 from daemon.supervisor import run_job
 from state.clock import utc_now
 from state.files import explained, write_atomic
@@ -68,14 +69,14 @@ def remembered(state_dir: Path) -> Probed | None:
     return found if found.key == engine_key() else None
 
 
-def probe(state_dir: Path) -> Probed:
+def probe(state_dir: Path, grip: Grip | None = None) -> Probed:
     """Return the remembered answer, or find out in a worker of its own and remember it."""
     known = remembered(state_dir)
     if known is not None:
         return known
     folder = Path(tempfile.mkdtemp(prefix="nightpress-probe-"))
     try:
-        outcome = run_job({"job": "probe", "folder": str(folder)}, state_dir)
+        outcome = run_job({"job": "probe", "folder": str(folder)}, state_dir, grip)
     except WorkerRefused as problem:
         if problem.exit_code not in {30, 71}:  # anything but a wrong result or a dead worker says nothing
             raise

@@ -49,3 +49,31 @@ class RepliesRefused(NightpressError):
     """The text or the replies cannot be read; the message names the line."""
 
     exit_code = 63
+
+
+class ServiceMissing(NightpressError):
+    """No service runs; start one with `nightpress daemon`, or install it with `nightpress service install`."""
+
+    exit_code = 12
+
+
+class ServiceRefused(NightpressError):
+    """The service refuses; the message says why."""
+
+    exit_code = 13
+
+    def __init__(self, message: str | None = None, exit_code: int = 13) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # the code of the service's own error, for the shell
+
+
+class OrderRefused(NightpressError):
+    """The job cannot be queued; the message says why."""
+
+    exit_code = 15
+
+
+class Unwell(NightpressError):
+    """The service runs, but something is not as it should be; the message says what."""
+
+    exit_code = 17

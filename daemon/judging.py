@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from state.faults import NightpressError
 from state.ledger import Ledger, LevelState, MeasurementRow
 
 if TYPE_CHECKING:
+    from daemon.grip import Grip
     from daemon.supervisor import Show
     from loops.pass1.criteria import Ruling
 
@@ -65,7 +65,7 @@ class _Kept:
         self.ledger.record_step(f"judge-{key}", self.run_id, self.level, "judge", value)
 
 
-def judge_run(ledger: Ledger, plan: PressPlan, run_id: int, show: Show, stop: threading.Event) -> None:
+def judge_run(ledger: Ledger, plan: PressPlan, run_id: int, show: Show, grip: Grip) -> None:
     """Grade the replies of a finished run; with a gate on the judge, levels it does not pass are not passed any more.
 
     Each level is compared with the original on the scenarios that both replied to.
@@ -92,7 +92,7 @@ def judge_run(ledger: Ledger, plan: PressPlan, run_id: int, show: Show, stop: th
         def tell(done: int, total: int, level: str = level) -> None:
             show(Progress("judge", level, done, total))
 
-        grades = judge(spec, items, _Kept(ledger, run_id, level), tell, stop)
+        grades = judge(spec, items, _Kept(ledger, run_id, level), tell, grip.ending)
         scores[level] = {grade.id: grade.score for grade in grades}
         ledger.record_measurements(run_id, level, [MeasurementRow(
             "judge", fmean(scores[level].values()), n=len(items), unit=f"0..1, by {spec.provider} {spec.model}")])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 from daemon.engine import probe
+from daemon.grip import Grip
 from daemon.judging import check_judge, choose_again, judge_run
 from daemon.promotion import promote
 from daemon.settings import Settings
@@ -21,8 +22,8 @@ from state.files import explained, make_folder
 from state.ledger import Ledger, RunState
 
 
-def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, stop: threading.Event, *,
-          promoting: bool = True, fresh: bool = False) -> int:
+def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, grip: Grip, *,
+          promoting: bool = True, fresh: bool = False, opened: Callable[[int], None] | None = None) -> int:
     """Press a model and release the chosen level; return the number of the run.
 
     Whatever an earlier process left behind is tidied first. Killed at any moment, the same plan
@@ -33,9 +34,10 @@ def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, stop:
         settings: where things lie.
         plan: what to press; its engine options are completed by what the probe found.
         show: is shown every event.
-        stop: ends the run, which can be resumed.
+        grip: by which it is stopped for a while, or ended; ended, it can be resumed.
         promoting: release the chosen level.
         fresh: do not use results of earlier runs.
+        opened: is given the number of the run as soon as there is one.
 
     Raises:
         NightpressError: the run is recorded as failed or interrupted, with the reason.
@@ -48,21 +50,22 @@ def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, stop:
     options = EngineOptions(threads=settings.threads, gpu_layers=settings.gpu_layers, extra_buffers=False)
     if not plan.simulate:
         show(Progress("looking at this CPU", "", 0, 1))
-        found = probe(settings.state_dir)
+        found = probe(settings.state_dir, grip)
         options = replace(options, extra_buffers=found.extra_buffers)
         if not found.extra_buffers:
             show(Note(found.reason))
-    pressing = Pressing(ledger, settings, replace(plan, options=options), show, stop, fresh=fresh)
+    pressing = Pressing(ledger, settings, replace(plan, options=options), show, grip, fresh=fresh,
+                        opened_run=opened)
     try:
         outcome = pressing.run()
         run_id, chosen, reason = pressing.run_id, outcome.chosen, outcome.reason
         if plan.judge is not None and chosen is not None and not plan.simulate:
-            judge_run(ledger, plan, run_id, show, stop)
+            judge_run(ledger, plan, run_id, show, grip)
             chosen, reason = choose_again(ledger, plan, run_id)
         failpoint("press.chosen")
         if promoting and chosen is not None and not plan.simulate:
             show(Progress("promoting", chosen, 0, 1))
-            promote(ledger, settings, run_id, chosen, options)
+            promote(ledger, settings, run_id, chosen, options, grip)
         failpoint("press.promoted")
         ledger.end_run(run_id, RunState.FINISHED, chosen_level=chosen, reason=reason)
         write_summary(ledger, run_id, settings.output)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
+from daemon.grip import Grip
 from daemon.settings import Settings
 from daemon.supervisor import run_job
 from loops.engine.options import EngineOptions
@@ -22,7 +23,8 @@ METRICS = ("score", *EMOTIONAL, "forced_choice", "forced_choice_accuracy", "eq_b
            "judge", "kl_divergence", "same_top_token", "perplexity", "perplexity_ratio", "tokens_per_s")
 
 
-def promote(ledger: Ledger, settings: Settings, run_id: int, level: str, options: EngineOptions) -> Release:
+def promote(ledger: Ledger, settings: Settings, run_id: int, level: str, options: EngineOptions,
+            grip: Grip | None = None) -> Release:
     """Promote a level of a run: verify its file, ask the smoke prompt, swap the pointer, record it.
 
     The same file is not released twice in a row: then the present release is returned.
@@ -48,7 +50,7 @@ def promote(ledger: Ledger, settings: Settings, run_id: int, level: str, options
     staged = releases.stage(settings.deploy, manifest.model, blobs.path(manifest.sha256), manifest)
     try:
         answer = run_job({"job": "smoke", "model": str(staged.model_path), "sha256": manifest.sha256,
-                          "options": asdict(options)}, settings.state_dir)
+                          "options": asdict(options)}, settings.state_dir, grip)
     except BaseException:
         staged.discard()
         raise

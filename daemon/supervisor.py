@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from daemon.errors import Interrupted, WorkerCrashed, WorkerRefused
+from daemon.grip import Grip
 from daemon.settings import Settings
 from daemon.workers import WorkerProcess, signal_name
 from loops.events import (
@@ -34,7 +33,9 @@ from state.ledger import Ledger, LevelState, MeasurementRow, ResponseRow, RunSpe
 
 DISK_FULL = 50
 TICK_S = 0.1
-RETRIES = 1  #: a level that kills the worker is tried once more, then quarantined
+#: A level over which the worker dies is tried again, so often without a finished step in between, then quarantined.
+#: SIGKILL comes from outside, from a person or a kernel short of memory, so it says less about the level.
+RETRIES, RETRIES_KILLED = 1, 3
 
 Show = Callable[[Event], None]
 
@@ -47,26 +48,40 @@ def worker_log(state_dir: Path) -> Path:
     return state_dir / "logs" / "worker.log"
 
 
-def run_job(job: Mapping[str, Any], state_dir: Path, stop: threading.Event | None = None) -> Finished:
-    """Run a job that needs no ledger, to its end.
+def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None) -> Finished:
+    """Run a job that needs no ledger, to its end; a worker that is killed from outside is started again.
 
     Raises:
         WorkerRefused: with the worker's sentence and exit code; 71 when it died.
-        Interrupted: stop was set.
+        Interrupted: the grip was asked to end it.
     """
-    with WorkerProcess({**job, "demote": False}, worker_log(state_dir)) as worker:
-        while True:
-            if stop is not None and stop.is_set():
-                raise Interrupted
+    held = grip or Grip()
+    killed = 0
+    while True:
+        with WorkerProcess({**job, "demote": grip is not None}, worker_log(state_dir), held) as worker:
             try:
-                event = worker.next_event(TICK_S)
+                return _finish(worker, held)
             except EOFError:
                 died = signal_name(worker.end()) or "without a word"
-                raise WorkerRefused(f"the worker died ({died}). {worker.last_words()}", 71) from None
-            if isinstance(event, Failed):
-                raise WorkerRefused(event.message, event.exit_code)
-            if isinstance(event, Finished):
-                return event
+                killed += died == "SIGKILL"
+                if died != "SIGKILL" or killed > RETRIES_KILLED:
+                    raise WorkerRefused(f"the worker died ({died}). {worker.last_words()}", 71) from None
+
+
+def _finish(worker: WorkerProcess, grip: Grip) -> Finished:
+    while True:
+        if grip.ended:
+            raise Interrupted(grip.reason)
+        event = worker.next_event(TICK_S)
+        if isinstance(event, Failed):
+            raise WorkerRefused(event.message, event.exit_code)
+        if isinstance(event, Finished):
+            return event
+
+
+def _hopeless(deaths: int, killed: int) -> bool:
+    """Tell whether so many deaths without progress, so many of them by SIGKILL, are enough."""
+    return deaths - killed > RETRIES or killed > RETRIES_KILLED
 
 
 @dataclass
@@ -75,7 +90,7 @@ class Attempt:
 
     Attributes:
         level: being worked on; '' for the original.
-        deadline: of that level by the monotonic clock; None for none.
+        deadline: of that level by the clock of the grip; None for none.
         finished: the end, once it came.
     """
 
@@ -94,18 +109,22 @@ class Pressing:
         settled: levels that are not to be tried, with state and reason.
         resumed: an interrupted run goes on.
         fresh: results of earlier runs are not used; those of this run are.
+        opened_run: is given the number of the run as soon as there is one.
+        died_early: signals of workers that died before they had opened the model.
     """
 
     ledger: Ledger
     settings: Settings
     plan: PressPlan
     show: Show
-    stop: threading.Event
+    grip: Grip
     run_id: int = 0
     opened: Opened | None = None
     settled: dict[str, dict[str, str]] = field(default_factory=dict)
     resumed: bool = False
     fresh: bool = False
+    opened_run: Callable[[int], None] | None = None
+    died_early: list[str] = field(default_factory=list)
 
     def run(self) -> Finished:
         """Carry the plan out, worker after worker; the run stays open, `end_run` is the caller's.
@@ -114,7 +133,7 @@ class Pressing:
             WorkerRefused: the plan cannot be carried out; the run is recorded as failed, or as
                 interrupted where freeing disk lets it go on.
             WorkerCrashed: the worker dies on the original itself.
-            Interrupted: stop was set; the run can be resumed.
+            Interrupted: the grip was asked to end it; the run can be resumed.
         """
         BlobStore(self.settings.blobs, self.settings.disk_budget_bytes).prepare()
         with explained(self.settings.scratch):
@@ -129,13 +148,13 @@ class Pressing:
     def _attempt(self, attempt: Attempt) -> tuple[int, str]:
         """Run one worker until it finishes, dies or is stopped; return its exit status and last words."""
         job = {"job": "press", "plan": self.plan.as_json(), "known_sha256": self._known_sha256()}
-        with WorkerProcess(job, worker_log(self.settings.state_dir)) as worker:
+        with WorkerProcess(job, worker_log(self.settings.state_dir), self.grip) as worker:
             while attempt.finished is None:
-                if self.stop.is_set():
+                if self.grip.ended:
                     worker.end()
-                    self._close(RunState.INTERRUPTED, "Stopped on request.")
+                    self._close(RunState.INTERRUPTED, self.grip.reason)
                     raise Interrupted
-                if attempt.deadline is not None and time.monotonic() > attempt.deadline:
+                if attempt.deadline is not None and self.grip.worked_s() > attempt.deadline:
                     worker.end()
                     self._time_out(attempt)
                     return 0, ""
@@ -168,7 +187,7 @@ class Pressing:
                                     fallbacks=event.fallbacks, tensor_types=event.tensor_types)
             case LevelStarted():
                 attempt.level = event.level
-                attempt.deadline = time.monotonic() + self.plan.timeout_s if self.plan.timeout_s else None
+                attempt.deadline = self.grip.worked_s() + self.plan.timeout_s if self.plan.timeout_s else None
                 ledger.update_level(run, event.level, LevelState.WORKING, reason="", signal=None)
                 ledger.record_event("level.started", run, event.level)
             case LevelMeasured():
@@ -207,6 +226,8 @@ class Pressing:
                     simulated=self.plan.simulate))
             self.ledger.record_event("run.resumed" if self.resumed else "run.started", self.run_id, None,
                                      {"engine": dict(event.engine)})
+            if self.opened_run is not None:
+                self.opened_run(self.run_id)
             if "-of-" not in self.plan.model_path.name:
                 self.ledger.remember_hash(self.plan.model_path.absolute(), event.model_sha256)
         for key, reason in self.ledger.quarantined().items():
@@ -256,25 +277,31 @@ class Pressing:
         self.ledger.record_event("level.timed_out", self.run_id, attempt.level)
 
     def _take_note_of_death(self, attempt: Attempt, status: int, words: str) -> None:
-        """Record a dead worker; the second death over the same level quarantines it."""
+        """Record a dead worker; the second death over the same level without progress quarantines it."""
         if attempt.level in self.settled:
             return  # it was ended for its deadline
         died = signal_name(status) or f"exit status {status}"
         if self.opened is None:
-            raise WorkerRefused(f"The worker died before it could open the model ({died}). {words}", 71)
+            self.died_early.append(died)
+            if _hopeless(len(self.died_early), self.died_early.count("SIGKILL")):
+                raise WorkerRefused(f"The worker died before it could open the model ({died}). {words}", 71)
+            return
         level, key = attempt.level, self._crash_key(attempt.level)
-        count = self.ledger.record_crash(key, self.run_id, level, died, words)
+        self.ledger.record_crash(key, self.run_id, level, died, words)
         self.ledger.record_event("worker.died", self.run_id, level or None, {"signal": died, "words": words})
+        count = self.ledger.crashes_without_progress(key, self.run_id, level)
+        killed = self.ledger.crashes_without_progress(key, self.run_id, level, "SIGKILL")
+        hopeless = _hopeless(count, killed)
         self.show(Note(f"The worker died ({died}) {'on ' + level if level else 'on the original'}; "
-                       + ("trying once more." if count <= RETRIES else "not tried again.")))
+                       + ("not tried again." if hopeless else "trying once more.")))
         if not level:
-            if count > RETRIES:
+            if hopeless:
                 self._close(RunState.FAILED, f"The worker died {count} times on the original ({died}).")
                 raise WorkerCrashed(f"The engine dies on the unquantized model ({died}), tried {count} times. {words}")
             return
         self.ledger.update_level(self.run_id, level, LevelState.CRASHED, signal=died,
                                  reason=f"The engine died: {died}.")
-        if count > RETRIES:
+        if hopeless:
             reason = (f"The engine died {count} times on it ({died}). `nightpress quarantine --release {key}` "
                       "allows it again.")
             self.ledger.quarantine(key, reason)

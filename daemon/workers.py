@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from daemon.grip import Grip
 from loops.events import Event, from_line
 
 #: all that a worker sees of this process's environment; keys and tokens are not among it
@@ -38,20 +39,22 @@ def worker_environment() -> dict[str, str]:
 class WorkerProcess:
     """One worker on one job. Leaving the `with` block ends it and all its children."""
 
-    def __init__(self, job: Mapping[str, Any], log: Path) -> None:
+    def __init__(self, job: Mapping[str, Any], log: Path, grip: Grip) -> None:
         """Start the worker.
 
         Args:
             job: what to do, see `loops.worker`.
             log: takes what it prints besides events; overwritten.
+            grip: by which the worker and its children are stopped and let go on.
         """
-        self._log = log
+        self._log, self._grip = log, grip
         with log.open("wb") as errors:
             # -P keeps a folder named `state` or `loops` where the user stands from being imported
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "loops.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=errors, env=worker_environment(), start_new_session=True, text=True, encoding="utf-8",
                 errors="replace")
+        grip.take(self.process.pid)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="worker-events", daemon=True)
         self._reader.start()
@@ -91,6 +94,7 @@ class WorkerProcess:
 
     def end(self) -> int:
         """End the worker and everything it started; return its exit status, negative for a signal."""
+        self._grip.let_go(self.process.pid)
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -129,13 +133,23 @@ def signal_name(status: int) -> str | None:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that SIGINT and SIGTERM set; the handlers found are put back afterwards."""
-    stop = threading.Event()
-    found = {number: signal.signal(number, lambda _number, _frame: stop.set())
+def grip_of_signals() -> Iterator[Grip]:
+    """Yield a grip that SIGINT and SIGTERM end; the handlers found are put back afterwards."""
+    grip = Grip()
+    asked = threading.Event()
+
+    def relay() -> None:  # a handler must not take the grip's lock, which its own thread may hold
+        asked.wait()
+        grip.end("Stopped on request.")
+
+    relaying = threading.Thread(target=relay, name="signals", daemon=True)
+    relaying.start()
+    found = {number: signal.signal(number, lambda _number, _frame: asked.set())
              for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield grip
     finally:
         for number, handler in found.items():
             signal.signal(number, handler)
+        asked.set()
+        relaying.join()

@@ -7,6 +7,7 @@ no database: what it has done it tells, and what was done before it is told.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -70,11 +71,13 @@ def _end_group() -> None:
 
 
 def _demote() -> None:
-    """Ask for the lowest priority, and to die with the parent even while stopped."""
+    """Ask for the lowest priority, to go first when memory is short, and to die with the parent even while stopped."""
     import psutil
 
     os.nice(19)
     if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
         psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

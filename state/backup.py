@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,8 @@ from state.queries import Queries
 FORMAT = 1
 # Parents before children, so that the rows can go back in this order.
 TABLES = ("run", "candidate", "measurement", "response", "release", "event", "step", "crash", "quarantine",
-          "modelfile")
+          "modelfile", "job", "memo")
+_SINCE = {"job": "005_queue", "memo": "005_queue"}  #: the step that made a table, where not the first
 _SUFFIX_DEGRADED = "-degraded"
 
 
@@ -40,7 +42,12 @@ def _dump(tables: dict[str, list[dict[str, Any]]]) -> str:
 def read_tables(ledger: Queries) -> dict[str, list[dict[str, Any]]]:
     """Return every row of every table as stored (JSON columns as text), in one consistent view."""
     with ledger.snapshot():
-        return {table: ledger.stored_rows(table) for table in TABLES}
+        return {table: ledger.stored_rows(table) for table in tables_of(ledger.migrations())}
+
+
+def tables_of(migrations: Collection[str]) -> list[str]:
+    """Return the tables of a ledger that carries these steps of the schema, parents before children."""
+    return [table for table in TABLES if _SINCE.get(table, MIGRATIONS[0][0]) in migrations]
 
 
 def write_backup(ledger: Queries, keep: int = 5) -> Path:
@@ -104,9 +111,9 @@ def read_backup(path: Path) -> dict[str, Any]:
             raise ValueError(f"its format is {document['format']}, not {FORMAT}")
         if hashlib.sha256(_dump(tables).encode("utf-8", "replace")).hexdigest() != document["sha256"]:
             raise ValueError("its content does not match its hash")
-        if missing := set(TABLES) - tables.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         names = [str(name) for name in document["migrations"]]
+        if missing := {"run", *tables_of(names)} - tables.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         older = [other for other in backups(path.parent.parent) if other.name < path.name]
         offer = f"the next older one is {older[0]}" if older else "there is no older one"
@@ -175,7 +182,7 @@ def _build(document: dict[str, Any], source: Path) -> bytes:
             last = document["migrations"][-1] if document["migrations"] else MIGRATIONS[0][0]
             migrate(connection, upto=last)
             connection.execute("BEGIN")
-            for table in TABLES:
+            for table in tables_of(document["migrations"]):
                 for row in document["tables"][table]:
                     names = ", ".join(f'"{name}"' for name in _columns(connection, table, row))
                     marks = ", ".join("?" * len(row))

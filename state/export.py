@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from state.backup import TABLES
+from state.backup import tables_of
 from state.files import explained, make_folder, write_atomic
 from state.queries import Queries, decoded
 
@@ -27,8 +27,8 @@ def export_ledger(
         ValueError: CSV without a destination, as it is several files.
         DiskFull, StateUnwritable: as the disk says; each file is whole or absent.
     """
-    names = (*TABLES, *_VIEWS)
     with ledger.snapshot():
+        names = (*tables_of(ledger.migrations()), *_VIEWS)
         stored = {name: ledger.stored_rows(name) for name in names}
     if form == "json":
         tables = {name: [decoded(row) for row in rows] for name, rows in stored.items()}

@@ -24,11 +24,12 @@ from state.clock import utc_now
 from state.damage import LEDGER, LedgerDamaged, connect, degraded, diagnose, finish_setting_aside, set_aside
 from state.faults import NightpressError, failpoint
 from state.files import explained, make_folder
+from state.jobs import Jobs
 from state.lock import Lock, StateBusy
 from state.migrations import LedgerNewer, migrate
 from state.owner import is_live, started
-from state.queries import Queries, UnknownRun
-from state.records import MeasurementRow, ReleaseRow, ResponseRow, RunSpec
+from state.queries import UnknownJob, UnknownRun
+from state.records import JobSpec, MeasurementRow, ReleaseRow, ResponseRow, RunSpec
 from state.schema import (
     Candidate,
     Crash,
@@ -41,12 +42,12 @@ from state.schema import (
     Run,
     Step,
 )
-from state.states import IllegalTransition, LevelState, RunState, advance
+from state.states import IllegalTransition, JobState, LevelState, RunState, advance
 from state.transaction import candidate_row, clean, dumps, explained_sql, present, run_row, stored, upsert
 
 __all__ = [
-    "Ledger", "LedgerDamaged", "LedgerMissing", "LedgerNewer", "LevelState", "MeasurementRow", "ReleaseRow",
-    "ResponseRow", "RunSpec", "RunState", "StateBusy", "UnknownRun",
+    "JobSpec", "JobState", "Ledger", "LedgerDamaged", "LedgerMissing", "LedgerNewer", "LevelState", "MeasurementRow",
+    "ReleaseRow", "ResponseRow", "RunSpec", "RunState", "StateBusy", "UnknownJob", "UnknownRun",
 ]
 
 
@@ -60,7 +61,7 @@ class LedgerMissing(NightpressError):
 _LEVEL_COLUMNS = set(Candidate.model_fields) - {"id", "run_id", "level", "state", "simulated", "updated_at"}
 
 
-class Ledger(Queries):
+class Ledger(Jobs):
     """The open ledger; a context manager. `degraded` tells of a damaged predecessor not yet restored."""
 
     def __init__(self, connection: sqlite3.Connection, state_dir: Path, lock: Lock | None) -> None:

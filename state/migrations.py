@@ -109,11 +109,28 @@ _VIEWS = (
     ORDER BY c.ordinal""",
 )
 
+_QUEUE = (
+    """CREATE TABLE job (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, name TEXT NOT NULL,
+        source TEXT NOT NULL, key TEXT NOT NULL DEFAULT '', spec TEXT NOT NULL, priority INTEGER NOT NULL DEFAULT 0,
+        position INTEGER NOT NULL DEFAULT 0, urgent BOOLEAN NOT NULL DEFAULT 0, state TEXT NOT NULL, not_before TEXT,
+        attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', run_id INTEGER REFERENCES run (id),
+        owner_pid INTEGER, owner_started TEXT)""",
+    "CREATE INDEX job_key ON job (key)",
+    "CREATE TABLE memo (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE VIEW queue AS
+    SELECT id AS job, name, state, source, priority, CASE urgent WHEN 1 THEN 'yes' ELSE 'no' END AS urgent,
+        attempts, not_before, run_id AS run, reason
+    FROM job WHERE state IN ('queued', 'working')
+    ORDER BY state <> 'working', urgent DESC, priority DESC, position, id""",
+)
+
 MIGRATIONS: Sequence[tuple[str, Sequence[str]]] = (
     ("001_tables", _TABLES),
     ("002_simulated_stays_simulated", _TRIGGERS),
     ("003_views", _VIEWS),
     ("004_gates", ("ALTER TABLE candidate ADD COLUMN gates TEXT NOT NULL DEFAULT '[]'",)),
+    ("005_queue", _QUEUE),
 )
 
 _BOOKKEEPING = "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_at TEXT NOT NULL)"

@@ -15,14 +15,20 @@ from state.faults import NightpressError
 
 Row = dict[str, Any]
 
-_JSON = {"plan", "tensor_types", "scores", "data", "result", "gates"}
-_FLAGS = {"simulated"}
+_JSON = {"plan", "tensor_types", "scores", "data", "result", "gates", "spec"}
+_FLAGS = {"simulated", "urgent"}
 
 
 class UnknownRun(NightpressError):
     """There is no such run; `nightpress results` lists the runs there are."""
 
     exit_code: ClassVar[int] = 52
+
+
+class UnknownJob(NightpressError):
+    """There is no such job; `nightpress queue --all` lists the jobs there are."""
+
+    exit_code: ClassVar[int] = 14
 
 
 def decoded(row: Row) -> Row:
@@ -87,7 +93,7 @@ class Queries:
 
     def stored_rows(self, name: str) -> list[Row]:
         """Return all rows of a table or view exactly as stored."""
-        order = " ORDER BY rowid" if name not in ("leaderboard", "latest_run") else ""
+        order = " ORDER BY rowid" if name not in ("leaderboard", "latest_run", "queue") else ""
         return self.rows(f'SELECT * FROM "{_identifier(name)}"{order}', raw=True)  # noqa: S608  checked name
 
     def columns(self, name: str) -> list[str]:
@@ -151,6 +157,33 @@ class Queries:
         """Return what happened after event `after_id`, oldest first."""
         return self.rows("SELECT * FROM event WHERE id > ? ORDER BY id LIMIT ?", (after_id, limit))
 
+    def jobs(self, *, waiting: bool = False, limit: int = 1000) -> list[Row]:
+        """Return the jobs of the queue, what is in work first, then in the order they will be done, then the ended.
+
+        Args:
+            waiting: only those queued or in work.
+            limit: most to return.
+        """
+        if "005_queue" not in self.migrations():
+            return []
+        where = "WHERE state IN ('queued', 'working')" if waiting else ""
+        return self.rows(
+            f"SELECT * FROM job {where} ORDER BY CASE state WHEN 'working' THEN 0 WHEN 'queued' THEN 1 ELSE 2 END, "  # noqa: S608
+            "CASE WHEN state IN ('queued', 'working') THEN urgent END DESC, "
+            "CASE WHEN state IN ('queued', 'working') THEN priority END DESC, "
+            "CASE WHEN state IN ('queued', 'working') THEN position END, updated_at DESC, id DESC LIMIT ?", (limit,))
+
+    def job(self, job_id: int) -> Row:
+        """Return one job.
+
+        Raises:
+            UnknownJob: there is none with this number.
+        """
+        rows = self.rows("SELECT * FROM job WHERE id = ?", (job_id,)) if "005_queue" in self.migrations() else []
+        if not rows:
+            raise UnknownJob(f"There is no job {job_id}; `nightpress queue --all` lists the jobs there are.")
+        return rows[0]
+
     def leaderboard(self) -> list[Row]:
         """Return the view `leaderboard`: candidates of finished, real runs, newest run and smallest first."""
         return self.rows("SELECT * FROM leaderboard")
@@ -180,6 +213,16 @@ class Queries:
     def crash_count(self, fingerprint: str) -> int:
         """Return how often the worker died over this fingerprint since it was last released."""
         return int(self.rows("SELECT count(*) AS n FROM crash WHERE fingerprint = ?", (fingerprint,))[0]["n"])
+
+    def crashes_without_progress(self, fingerprint: str, run_id: int, level: str, signal: str | None = None) -> int:
+        """Return how often the worker died over a fingerprint since a step of this level was last finished.
+
+        With `signal`, only the deaths by it count.
+        """
+        return int(self.rows(
+            "SELECT count(*) AS n FROM crash WHERE fingerprint = ?1 AND (?4 IS NULL OR signal = ?4) AND at >= coalesce("
+            "(SELECT max(finished_at) FROM step WHERE run_id = ?2 AND level = ?3), '')",
+            (fingerprint, run_id, level, signal))[0]["n"])
 
     def quarantined(self) -> dict[str, str]:
         """Return the reasons of quarantined fingerprints."""

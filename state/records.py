@@ -56,3 +56,15 @@ class ReleaseRow:
     sha256: str
     bytes: int
     path: str
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """Work for the queue; `spec` holds all that is needed to do it, JSON-ready."""
+
+    name: str
+    source: str
+    spec: Mapping[str, Any]
+    key: str = ""
+    priority: int = 0
+    urgent: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlmodel import Field, SQLModel
 
 from state.clock import utc_now
-from state.states import LevelState, RunState
+from state.states import JobState, LevelState, RunState
 
 
 class Run(SQLModel, table=True):
@@ -157,6 +157,39 @@ class Modelfile(SQLModel, table=True):
     sha256: str
 
 
+class Job(SQLModel, table=True):
+    """A piece of work that the service does when the machine is idle.
+
+    Order: `urgent` first, then `priority`, then `position`. `attempts` counts starts since the last
+    progress. `key` names what asked for it, so that the same file is not queued twice by itself.
+    """
+
+    id: int | None = Field(default=None, primary_key=True)
+    created_at: str = Field(default_factory=utc_now)
+    updated_at: str = Field(default_factory=utc_now)
+    name: str
+    source: str  # command, settings, folder, or reevaluation
+    key: str = Field(default="", index=True)
+    spec: str  # JSON: the plan, and whether to promote
+    priority: int = 0
+    position: int = 0
+    urgent: bool = False
+    state: str = JobState.QUEUED.value
+    not_before: str | None = None
+    attempts: int = 0
+    reason: str = ""
+    run_id: int | None = Field(default=None, foreign_key="run.id")
+    owner_pid: int | None = None
+    owner_started: str | None = None
+
+
+class Memo(SQLModel, table=True):
+    """Something the service keeps in mind over a restart, such as that it was paused."""
+
+    name: str = Field(primary_key=True)
+    value: str  # JSON
+
+
 class Migration(SQLModel, table=True):
     """A step of the schema that this ledger carries."""
 
@@ -165,5 +198,6 @@ class Migration(SQLModel, table=True):
 
 
 TABLES: tuple[type[SQLModel], ...] = (
-    Run, Candidate, Measurement, Response, Release, Event, Step, Crash, Quarantine, Modelfile, Migration,
+    Run, Candidate, Measurement, Response, Release, Event, Step, Crash, Quarantine, Modelfile, Job, Memo,
+    Migration,
 )

@@ -1,7 +1,8 @@
-"""The states of a run and of a level, and the only steps allowed between them."""
+"""The states of a run, a level and a job, and the only steps allowed between them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import ClassVar, TypeVar
 
@@ -9,7 +10,7 @@ from state.faults import NightpressError
 
 
 class IllegalTransition(NightpressError):
-    """A run or level cannot take this step from its present state; this is a bug, please report it."""
+    """A run, level or job cannot take this step from its present state; this is a bug, please report it."""
 
     exit_code: ClassVar[int] = 48
 
@@ -37,6 +38,17 @@ class LevelState(StrEnum):
     CRASHED = "crashed"
     TIMED_OUT = "timed_out"
     ERROR = "error"
+    QUARANTINED = "quarantined"
+
+
+class JobState(StrEnum):
+    """Where a job of the service's queue stands."""
+
+    QUEUED = "queued"
+    WORKING = "working"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
     QUARANTINED = "quarantined"
 
 
@@ -68,7 +80,17 @@ LEVEL_TRANSITIONS: dict[LevelState, frozenset[LevelState]] = {
     LevelState.QUARANTINED: _AGAIN,
 }
 
-_State = TypeVar("_State", RunState, LevelState)
+JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.WORKING, JobState.CANCELLED, JobState.QUARANTINED}),
+    JobState.WORKING: frozenset(JobState) - {JobState.WORKING},
+    JobState.DONE: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
+    JobState.QUARANTINED: frozenset({JobState.QUEUED}),
+}
+
+_State = TypeVar("_State", RunState, LevelState, JobState)
+_NAMES = {RunState: "A run", LevelState: "A level", JobState: "A job"}
 
 
 def advance(old: _State, new: _State) -> _State:
@@ -79,8 +101,9 @@ def advance(old: _State, new: _State) -> _State:
     """
     if old is new:
         return new
-    allowed = RUN_TRANSITIONS[old] if isinstance(old, RunState) else LEVEL_TRANSITIONS[old]
-    if new not in allowed:
-        what = "A run" if isinstance(old, RunState) else "A level"
-        raise IllegalTransition(f"{what} cannot go from {old} to {new}; this is a bug, please report it.")
+    table: Mapping[_State, frozenset[_State]]
+    table = {RunState: RUN_TRANSITIONS, LevelState: LEVEL_TRANSITIONS, JobState: JOB_TRANSITIONS}[type(old)]  # type: ignore[assignment]
+    if new not in table[old]:
+        raise IllegalTransition(
+            f"{_NAMES[type(old)]} cannot go from {old} to {new}; this is a bug, please report it.")
     return new

@@ -6,7 +6,20 @@ import sys
 
 import typer
 
-from daemon.cli import engine, explain, feelings, ledger, releases, results, run
+from daemon.cli import (
+    config,
+    control,
+    daemon,
+    engine,
+    explain,
+    feelings,
+    ledger,
+    queue,
+    releases,
+    results,
+    run,
+    status,
+)
 from state.faults import NightpressError
 
 app = typer.Typer(
@@ -15,7 +28,7 @@ app = typer.Typer(
     help="Press language models: quantize level by level, measure each against the original, promote the smallest "
          "that holds.")
 
-for group in (run, results, explain, releases, feelings, ledger, engine):
+for group in (run, results, explain, releases, daemon, status, queue, control, config, feelings, ledger, engine):
     group.register(app)
 
 
@@ -37,8 +50,13 @@ def _options(
 
 def main() -> None:
     """Run the command line; every error is one sentence on standard error and a distinct exit code."""
+    guarded(app)
+
+
+def guarded(program: typer.Typer) -> None:
+    """Run a program of ours to its end, errors told as `main` does."""
     try:
-        app()
+        program()
     except NightpressError as problem:
         typer.echo(f"nightpress: {problem}", err=True)
         sys.exit(problem.exit_code)

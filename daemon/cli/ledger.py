@@ -98,11 +98,17 @@ def quarantine(
     json: AsJson = False,
 ) -> None:
     """List what killed the engine twice and is not tried any more, or allow it again."""
+    from daemon.client import Client
     from daemon.settings import Settings
     from state.ledger import Ledger
 
     settings = Settings.load(state_dir=state_dir)
     if release is not None:
+        client = Client.find(settings)
+        if client is not None:
+            with client:
+                typer.echo(client.ask("release_quarantine", key=release)["message"])
+            return
         with Ledger.open(settings.state_dir, "nightpress quarantine") as ledger:
             known = ledger.release_quarantine(release)
         typer.echo(f"{release} is allowed again." if known else f"{release} is not in quarantine.")

@@ -68,6 +68,7 @@ def promote(
     json: AsJson = False,
 ) -> None:
     """Release a level that passed: its file is verified, loaded and asked before the pointer moves."""
+    from daemon.client import Client
     from daemon.engine import probe
     from daemon.promotion import promote as release_level
     from daemon.settings import Settings
@@ -76,6 +77,10 @@ def promote(
     from state.manifest import NotPromotable
 
     settings = Settings.load(state_dir=state_dir, deploy_dir=deploy_dir)
+    if (client := Client.find(settings)) is not None:
+        with client:
+            _tell_answer(client.ask("promote", {"run": run, "level": level}), json)
+        return
     with Ledger.open(settings.state_dir, "nightpress promote") as ledger:
         number = run if run is not None else ledger.latest_run_id(include_simulated=False)
         if number is None:
@@ -100,6 +105,13 @@ def rollback(
     from state import releases as store
 
     settings = Settings.load(state_dir=state_dir, deploy_dir=deploy_dir)
+    if settings.socket.is_socket():  # without a service, a rollback must not wait for imports
+        from daemon.client import Client
+
+        if (client := Client.find(settings)) is not None:
+            with client:
+                _tell_answer(client.ask("rollback", {"model": model}), json)
+            return
     name = model or _only_model(store.models(settings.deploy))
     before = store.current_number(settings.deploy, name)
     made = store.rollback(settings.deploy, name)
@@ -121,6 +133,13 @@ def _remember_rollback(state_dir: Any, model: str, number: int | None) -> None:
             ledger.mark_rolled_back(model, number)
     except NightpressError as problem:
         typer.echo(f"nightpress: rolled back, but the ledger could not be told: {problem}", err=True)
+
+
+def _tell_answer(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(answer["detail"])
+    else:
+        typer.echo(f"{answer['message'].rstrip('.')}: {answer['detail']['path']}/model.gguf")
 
 
 def _tell(release: Any, as_json: bool, what: str) -> None:

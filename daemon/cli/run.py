@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from daemon.cli.options import AsJson, DeployDir, StateDir, print_json
 
 if TYPE_CHECKING:
+    from daemon.client import Client
+    from daemon.settings import Settings
     from loops.pass1.plan import PressPlan
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     app.command("run")(run)
-
-
-def _name_of(model: Path) -> str:
-    """Return the name a model goes by: its file's, without type and shard number."""
-    from state.manifest import slug
-
-    stem = re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", model.stem)
-    return slug(re.sub(r"[._-](f16|bf16|f32|fp16|fp32)$", "", stem, flags=re.IGNORECASE))
 
 
 def run(
@@ -91,7 +84,7 @@ def run(
         "--allow-requantize", help="Accept a model that is already quantized.")] = False,
     timeout: Annotated[float, typer.Option(min=0.0, help="Seconds that one level may take; 0 for no limit.")] = 0.0,
     force: Annotated[bool, typer.Option(
-        "--force", help="Start although the forecast says that memory will not do.")] = False,
+        "--force", help="Start whatever the load, and although the forecast says that memory will not do.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
     simulate: Annotated[bool, typer.Option(
         "--simulate", "--mock",
@@ -107,8 +100,10 @@ def run(
     """Press a model: quantize it level by level, measure each, promote the smallest that holds.
 
     Without MODEL the starter is pressed, in a minute or two. Ctrl-C stops; the same command again goes
-    on where it was.
+    on where it was. Where a service runs, it does the work, once the machine is idle or at once with
+    --force; Ctrl-C then only ends the watching.
     """
+    from daemon.intake import name_of
     from daemon.settings import Settings
     from loops.pass1.criteria import parse_gates
     from loops.pass1.ladder import PREFERENCES, STRATEGIES
@@ -122,7 +117,7 @@ def run(
     parse_gates(gate or (), max_degradation)
     settings = Settings.load(state_dir=state_dir, deploy_dir=deploy_dir, output_dir=output_dir, threads=threads)
     chosen = (model.expanduser() if model else STARTER_GGUF).absolute()
-    named = check_name(name) if name else "starter" if model is None else _name_of(chosen)
+    named = check_name(name) if name else "starter" if model is None else name_of(chosen)
     wanted = (once,) if once else tuple(part.strip() for part in levels.split(",") if part.strip()) if levels else ()
     plan = PressPlan(
         model=str(chosen), name=named, levels=wanted, blobs=str(settings.blobs), scratch=str(settings.scratch),
@@ -140,21 +135,74 @@ def run(
 
 
 def _press(settings: Settings, plan: PressPlan, *, promoting: bool, fresh: bool, as_json: bool) -> None:
+    from daemon.client import Client
+
+    client = Client.find(settings)
+    if client is None:
+        summary = _press_here(settings, plan, promoting=promoting, fresh=fresh)
+    else:
+        with client:
+            found = _hand_over(client, plan, promoting=promoting, fresh=fresh)
+        if found is None:
+            return
+        summary = found
+    _show_summary(summary, plan, as_json=as_json)
+
+
+def _press_here(settings: Settings, plan: PressPlan, *, promoting: bool, fresh: bool) -> dict[str, Any]:
     from daemon.cli.display import Display
-    from daemon.cli.tables import console, print_run
-    from daemon.errors import NothingPassed
+    from daemon.cli.tables import console
     from daemon.pressing import press
     from daemon.summary import summarise
-    from daemon.workers import stop_on_signals
+    from daemon.workers import grip_of_signals
     from state.ledger import Ledger
 
     errors = console(stderr=True)
     with (Ledger.open(settings.state_dir, " ".join(["nightpress run", *sys.argv[2:3]])) as ledger,
-          stop_on_signals() as stop, Display(errors) as display):
+          grip_of_signals() as grip, Display(errors) as display):
         if ledger.degraded:
             errors.print(f"nightpress: {ledger.degraded}", markup=False)
-        run_id = press(ledger, settings, plan, display.show, stop, promoting=promoting, fresh=fresh)
-        summary = summarise(ledger, run_id)
+        run_id = press(ledger, settings, plan, display.show, grip, promoting=promoting, fresh=fresh)
+        return summarise(ledger, run_id)
+
+
+def _hand_over(client: Client, plan: PressPlan, *, promoting: bool, fresh: bool) -> dict[str, Any] | None:
+    """Let the service do it and follow; return the summary, None when the user stopped watching."""
+    from daemon.cli.display import Display
+    from daemon.cli.face import headline
+    from daemon.cli.tables import console
+    from daemon.errors import ServiceRefused
+    from loops.events import from_line
+
+    errors = console(stderr=True)
+    answer = client.ask("add", {"plan": plan.as_json(), "promoting": promoting, "fresh": fresh,
+                                "urgent": plan.ignore_forecast, "priority": 1})
+    number = answer["job"]
+    errors.print(f"The service does it, as job {number}. Now it is {headline(client.status())}.", markup=False)
+    if not plan.ignore_forecast:
+        errors.print(f"It begins when the machine is idle; `nightpress run-now {number}` begins at once.", markup=False)
+    try:
+        with Display(errors) as display:
+            for kind, data in client.stream("events", after=answer["after"], job=number):
+                if kind == "press":
+                    display.show(from_line(data["line"]))
+                elif kind == "job" and data["action"] == "job.done":
+                    return dict(client.ask("run", run_id=data["run"]))
+                elif kind == "job" and data["action"] in {"job.failed", "job.cancelled", "job.quarantined"}:
+                    raise ServiceRefused(data["message"], data.get("exit_code") or ServiceRefused.exit_code)
+                elif kind == "job":
+                    errors.print(data["message"], markup=False)
+    except KeyboardInterrupt:
+        errors.print(f"It goes on without you: `nightpress status` shows it, `nightpress cancel {number}` ends it.",
+                     markup=False)
+        return None
+    raise ServiceRefused(f"The service stopped; job {number} goes on when it runs again.")
+
+
+def _show_summary(summary: dict[str, Any], plan: PressPlan, *, as_json: bool) -> None:
+    from daemon.cli.tables import console, print_run
+    from daemon.errors import NothingPassed
+
     if as_json:
         print_json(summary)
     else:
@@ -165,7 +213,3 @@ def _press(settings: Settings, plan: PressPlan, *, promoting: bool, fresh: bool,
             out.print("Simulated: every figure above is invented, and nothing was promoted.", markup=False)
     if summary["run"]["chosen_level"] is None:
         raise NothingPassed("No level passed, so nothing was promoted. `nightpress results` shows the reasons.")
-
-
-if TYPE_CHECKING:
-    from daemon.settings import Settings

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from daemon.grip import Grip
 from daemon.workers import WorkerProcess
 from state.check import violations
 
@@ -154,7 +155,7 @@ def test_a_stored_level_that_changed_on_disk_is_not_promoted(nightpress: Any) ->
 def test_no_secret_reaches_the_worker_or_any_file(nightpress: Any, monkeypatch: pytest.MonkeyPatch,
                                                    poll: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-tell-nobody")
-    with WorkerProcess({"job": "engine"}, tmp_path / "log") as worker:
+    with WorkerProcess({"job": "engine"}, tmp_path / "log", Grip()) as worker:
         environment = Path(f"/proc/{worker.process.pid}/environ")
         if environment.exists():
             poll(lambda: b"GGML_NO_BACKTRACE" in environment.read_bytes(), 5, "the worker's environment")

@@ -1,0 +1,171 @@
+"""The intake: from a request, a declared model or a new file in a watched folder to a job of the queue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from daemon.errors import OrderRefused
+from daemon.settings import ModelEntry, Settings
+from loops.fingerprint import fingerprint
+from loops.pass1.plan import PressPlan, parse_size
+from state.faults import NightpressError
+from state.manifest import check_name, slug
+from state.records import JobSpec
+
+#: shards but the first, and what other programs are still writing
+_NOT_WHOLE = re.compile(r"-(?!00001)[0-9]{5}-of-[0-9]{5}\.gguf$|^\.|\.(part|tmp|download)\b", re.IGNORECASE)
+
+
+def name_of(model: Path) -> str:
+    """Return the name a model goes by: its file's, without type and shard number."""
+    stem = re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", model.stem)
+    return slug(re.sub(r"[._-](f16|bf16|f32|fp16|fp32)$", "", stem, flags=re.IGNORECASE))
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a job is to do.
+
+    Attributes:
+        plan: to press; None only for a check of a deployed model whose original is not known.
+        promoting: release the chosen level.
+        fresh: measure again what was measured before.
+        deployed: name of a deployed model to verify first.
+    """
+
+    plan: PressPlan | None
+    promoting: bool = True
+    fresh: bool = False
+    deployed: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `of` reads."""
+        return {"plan": self.plan.as_json() if self.plan else None, "promoting": self.promoting, "fresh": self.fresh,
+                "deployed": self.deployed}
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any], settings: Settings) -> Order:
+        """Return the order that a job's row holds, with the folders of these settings.
+
+        Raises:
+            OrderRefused: it is none.
+        """
+        try:
+            plan = PressPlan.from_json(spec["plan"]) if spec.get("plan") else None
+            if plan is not None:
+                plan = replace(plan, blobs=str(settings.blobs), scratch=str(settings.scratch),
+                               name=check_name(plan.name))
+                _check_gates(plan.gates, plan.max_degradation)
+            return cls(plan, bool(spec.get("promoting", True)), bool(spec.get("fresh", False)), spec.get("deployed"))
+        except NightpressError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise OrderRefused(f"This is no order for a job ({problem}).") from problem
+
+
+def _check_gates(gates: tuple[str, ...], max_degradation: float) -> None:
+    if gates:
+        from loops.pass1.criteria import parse_gates  # loads numpy, which an idle service does without
+
+        parse_gates(gates, max_degradation)
+
+
+def plan_for(settings: Settings, entry: ModelEntry) -> PressPlan:
+    """Return the plan of a declared model.
+
+    Raises:
+        NightpressError: a size, gate or name is wrong, in a sentence.
+    """
+    path = entry.path.expanduser().absolute()
+    _check_gates(entry.gates, entry.max_degradation)
+    return PressPlan(
+        model=str(path), name=check_name(entry.name) if entry.name else name_of(path), levels=entry.levels,
+        blobs=str(settings.blobs), scratch=str(settings.scratch), target_bytes=parse_size(entry.target_size),
+        max_degradation=entry.max_degradation, gates=entry.gates, timeout_s=settings.level_timeout_s)
+
+
+def _facts(path: Path) -> tuple[int, int] | None:
+    """Return size and time of a file, None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_size, found.st_mtime_ns) if path.is_file() else None
+
+
+def declared(settings: Settings) -> Iterator[JobSpec]:
+    """Yield a job for every declared model whose file is there; changed, it is another job.
+
+    Raises:
+        NightpressError: an entry is wrong.
+    """
+    for entry in settings.models:
+        plan = plan_for(settings, entry)
+        facts = _facts(plan.model_path)
+        if facts is not None:
+            key = fingerprint("declared", entry=entry.model_dump(mode="json", exclude={"priority"}), facts=list(facts))
+            yield JobSpec(plan.name, "settings", Order(plan).as_json(), key, entry.priority)
+
+
+def reevaluations(deployed: Mapping[str, Mapping[str, Any] | None]) -> Iterator[JobSpec]:
+    """Yield a job of the lowest priority for every deployed model: verify it, and measure it again if need be.
+
+    Args:
+        deployed: names of deployed models, each with the plan it was pressed by, if the ledger knows it.
+    """
+    for name, spec in deployed.items():
+        plan = None
+        if spec is not None:
+            plan = PressPlan.from_json({key: value for key, value in spec.items() if key != "facts"})
+            plan = plan if plan.model_path.is_file() and not plan.judge else None
+        yield JobSpec(name, "reevaluation", Order(plan, promoting=False, deployed=name).as_json(), priority=-100)
+
+
+@dataclass
+class Folders:
+    """Watched folders: what is new in them, once it has stopped changing.
+
+    Attributes:
+        seen: size and time of each file, and since when by the monotonic clock they are so.
+        judged: files that were looked into, with what they were then.
+    """
+
+    seen: dict[Path, tuple[tuple[int, int], float]] = field(default_factory=dict)
+    judged: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+    def scan(self, settings: Settings, now_s: float) -> Iterator[JobSpec]:
+        """Yield a job for every unquantized GGUF that settled since the last scan.
+
+        Quantized files, broken ones and later shards are passed over: a folder of models is full of them.
+        """
+        ours = {settings.deploy, settings.blobs, settings.scratch, settings.state_dir.absolute()}
+        for folder in settings.watch:
+            for path in sorted(folder.rglob("*.gguf")):
+                if _NOT_WHOLE.search(path.name) or ours & set(path.absolute().parents):
+                    continue
+                facts = _facts(path)
+                if facts is None or self.judged.get(path) == facts:
+                    continue
+                known = self.seen.get(path)
+                if known is None or known[0] != facts:
+                    self.seen[path] = (facts, now_s)
+                elif now_s - known[1] >= settings.watch_settle_s:
+                    self.judged[path] = facts
+                    if _is_original(path):
+                        key = fingerprint("file", path=str(path.absolute()), facts=list(facts))
+                        plan = plan_for(settings, ModelEntry(path=path))
+                        yield JobSpec(plan.name, "folder", Order(plan).as_json(), key)
+
+
+def _is_original(path: Path) -> bool:
+    from loops.engine.gguf_check import check_model
+    from loops.engine.gguf_header import any_quantized
+
+    try:
+        return not any_quantized(check_model(path).tensors)
+    except (NightpressError, OSError):
+        return False
