@@ -27,8 +27,9 @@ lint:  ## ruff
 types:  ## mypy, strict
 	$(BIN)mypy
 
-docs:  ## write docs/cli.md from the commands
+docs:  ## write docs/cli.md and docs/settings.md from the code
 	$(if $(BIN),$(BIN)python,python3) docs/cli_reference.py
+	$(if $(BIN),$(BIN)python,python3) docs/settings_reference.py
 
 check: lint types test  ## what CI asks for
 

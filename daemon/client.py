@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -31,16 +32,20 @@ class Client:
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Return the client of the service that these settings speak of."""
-        return cls(settings.socket)
+        return cls(settings.socket_to_ask)
 
     @classmethod
     def find(cls, settings: Settings) -> Self | None:
-        """Return the client of the service that runs on this very state folder, None when none does."""
-        if not settings.socket.is_socket():
+        """Return the client of the service that runs on this state folder, None when none does.
+
+        Where no state folder was asked for, the service's own is the right one.
+        """
+        if not settings.socket_to_ask.is_socket():
             return None
         client = cls.of(settings)
         try:
-            if Path(client.status()["state_dir"]) == settings.state_dir.absolute():
+            theirs = Path(client.status()["state_dir"])
+            if "state_dir" not in settings.model_fields_set or theirs == settings.state_dir.absolute():
                 return client
         except ServiceMissing:
             pass
@@ -75,6 +80,7 @@ class Client:
         found = VERBS[verb]
         sent = body if body is not None else {} if found.method == "POST" else None
         kept = {name: value for name, value in (query or {}).items() if value is not None}
+        self._knock()
         try:
             answer = self._http.request(found.method, found.path.format(**named), json=sent, params=kept,
                                         timeout=SLOW.get(verb, ANSWER_S))
@@ -84,6 +90,17 @@ class Client:
             raise self._missing() from problem
         _refuse(answer)
         return answer.json() if answer.headers.get("content-type", "").startswith("application/json") else answer.text
+
+    def _knock(self) -> None:
+        """Make sure that somebody listens; a connection refused inside httpx would leave its socket open."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knocking:
+                knocking.settimeout(ANSWER_S)
+                knocking.connect(str(self.path))
+        except PermissionError as problem:
+            raise ServiceMissing(f"The service's socket {self.path} is somebody else's.") from problem
+        except OSError as problem:
+            raise self._missing() from problem
 
     def _missing(self) -> ServiceMissing:
         return ServiceMissing(f"No service listens on {self.path}; start one with `nightpress daemon`, or install it "
@@ -97,6 +114,7 @@ class Client:
         """
         kept = {name: value for name, value in query.items() if value is not None}
         kind, data = "", ""
+        self._knock()
         try:
             with self._http.stream("GET", VERBS[verb].path, params=kept,
                                    timeout=httpx.Timeout(ANSWER_S, read=60.0)) as answer:

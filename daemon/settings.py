@@ -18,6 +18,8 @@ from daemon.errors import SettingsWrong
 from daemon.watchdog import Limits
 
 FILE = "nightpress.toml"
+SOCKET = "nightpressd.sock"
+SYSTEM_RUNTIME_DIR = Path("/run/nightpress")  #: as the system unit names it
 PREFIX = "NIGHTPRESS_"
 #: variables with the prefix that are not settings
 _NOT_SETTINGS = {"NIGHTPRESS_FAILPOINT", "NIGHTPRESS_TESTING", "NIGHTPRESS_CONFIG_DIR", "NIGHTPRESS_EVENT",
@@ -97,6 +99,7 @@ class Settings(BaseModel):
     sensors: tuple[str, ...] = Field(Limits.sensors, description="sensors that count")
     idle_after_s: float = Field(Limits.idle_after_s, ge=0, description="all sensors must agree for so long")
     hold_down_s: float = Field(Limits.hold_down_s, ge=0, description="once busy, busy for at least so long")
+    stale_after_s: float = Field(Limits.stale_after_s, gt=0, description="a reading older than this is busy")
     yield_after_s: float = Field(15, ge=0, description="busy for so long, a stopped worker is ended, its memory freed")
     tick_s: float = Field(5, ge=0.5, le=10, description="between looks; four a second when a job is in work")
     presence_away_s: float = Field(Limits.presence_away_s, ge=0, description="seconds since the last input")
@@ -155,8 +158,16 @@ class Settings(BaseModel):
 
     @property
     def socket(self) -> Path:
-        """Where the service listens."""
-        return (self.socket_path or default_runtime_dir() / "nightpressd.sock").absolute()
+        """Where a service listens."""
+        return (self.socket_path or default_runtime_dir() / SOCKET).absolute()
+
+    @property
+    def socket_to_ask(self) -> Path:
+        """Where to ask a service: the own one, or that of the whole system where only that is there."""
+        system = SYSTEM_RUNTIME_DIR / SOCKET
+        if self.socket_path is None and not self.socket.exists() and os.access(system, os.W_OK):
+            return system
+        return self.socket
 
     @property
     def limits(self) -> Limits:

@@ -18,6 +18,7 @@ from daemon.cli import (
     releases,
     results,
     run,
+    service,
     status,
 )
 from state.faults import NightpressError
@@ -28,7 +29,8 @@ app = typer.Typer(
     help="Press language models: quantize level by level, measure each against the original, promote the smallest "
          "that holds.")
 
-for group in (run, results, explain, releases, daemon, status, queue, control, config, feelings, ledger, engine):
+GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, feelings, ledger, engine)
+for group in GROUPS:
     group.register(app)
 
 

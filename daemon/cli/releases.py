@@ -105,7 +105,7 @@ def rollback(
     from state import releases as store
 
     settings = Settings.load(state_dir=state_dir, deploy_dir=deploy_dir)
-    if settings.socket.is_socket():  # without a service, a rollback must not wait for imports
+    if settings.socket_to_ask.is_socket():  # without a service, a rollback must not wait for imports
         from daemon.client import Client
 
         if (client := Client.find(settings)) is not None:
