@@ -168,21 +168,13 @@ def _read_replies(file: Path) -> list[tuple[Scenario, str]]:
         RepliesRefused: naming the line.
     """
     from daemon.errors import RepliesRefused
-    from loops.evaluation.text import read_plain
+    from loops.evaluation.fields import read_objects, require_text
 
     found = []
-    for number, line in enumerate(read_plain(file.expanduser(), "file of replies", RepliesRefused).split("\n"), 1):
-        if line.strip():
-            try:
-                fields = json_lines.loads(line)
-                prompt, reply = fields["prompt"], fields["reply"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise RepliesRefused(f"{file.name}, line {number} is no JSON object with prompt and reply.") from None
-            if not isinstance(prompt, str) or not isinstance(reply, str):
-                raise RepliesRefused(f"{file.name}, line {number}: prompt and reply must be texts.")
-            if any("\ud800" <= character <= "\udfff" for character in line + prompt + reply):
-                raise RepliesRefused(f"{file.name}, line {number} has half a character: a \\ud escape stands alone.")
-            found.append((_scenario(fields, prompt, f"{file.name}, line {number}", number), reply))
+    for where, number, fields in read_objects(file.expanduser(), "file of replies", RepliesRefused):
+        prompt, reply = (require_text(fields.get(name), where, name, RepliesRefused, may_be_empty=True)
+                         for name in ("prompt", "reply"))
+        found.append((_scenario(fields, prompt, where, number), reply))
     if not found:
         raise RepliesRefused(f"{file} holds no replies.")
     return found
@@ -191,17 +183,17 @@ def _read_replies(file: Path) -> list[tuple[Scenario, str]]:
 def _scenario(fields: dict[str, Any], prompt: str, where: str, number: int) -> Scenario:
     """Return the scenario of a reply, what is not given told from its prompt."""
     from daemon.errors import RepliesRefused
+    from loops.evaluation.fields import require_number, require_one_of, require_text
     from loops.evaluation.plutchik import feel as feel_text
     from loops.evaluation.scenarios import VALENCES, Scenario
 
     felt = feel_text(prompt)
     told = "positive" if felt.valence > 0.2 else "negative" if felt.valence < -0.2 else "neutral"
-    valence, intensity = fields.get("valence", told), fields.get("intensity", felt.intensity)
-    if valence not in VALENCES:
-        raise RepliesRefused(f"{where}: the valence must be one of {', '.join(VALENCES)}.")
-    if isinstance(intensity, bool) or not isinstance(intensity, int | float) or not 0 <= intensity <= 1:
-        raise RepliesRefused(f"{where}: the intensity must be a number from 0 to 1.")
-    name, emotion = fields.get("id"), fields.get("emotion")
-    return Scenario(str(number if name is None else name), prompt,
-                    emotion if isinstance(emotion, str) else felt.dominant or "", valence,
-                    float(intensity), "", "")
+    valence = require_one_of(fields.get("valence", told), where, "valence", VALENCES, RepliesRefused)
+    intensity = require_number(fields.get("intensity", felt.intensity), where, "intensity", (0, 1), RepliesRefused)
+    emotion = fields.get("emotion")
+    name, feeling = (
+        require_text(text, where, field, RepliesRefused, may_be_empty=True) for field, text in (
+            ("id", str(number if fields.get("id") is None else fields["id"])),
+            ("emotion", emotion if isinstance(emotion, str) else felt.dominant or "")))
+    return Scenario(name, prompt, feeling, valence, intensity, "", "")

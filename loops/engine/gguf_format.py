@@ -47,14 +47,12 @@ _WINDOW_BYTES = 256 << 10
 _MIN_KEY_RECORD = 13  # key length, one character, value type; the value adds at least one byte
 _MIN_TENSOR_RECORD = 33  # name length, one character, number of dimensions, one dimension, type, offset
 
-_VALUE_TYPES = ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "FLOAT32", "BOOL", "STRING",
-                "ARRAY", "UINT64", "INT64", "FLOAT64")
-_SCALARS = {name: struct.Struct("<" + code) for name, code in (
-    ("UINT8", "B"), ("INT8", "b"), ("UINT16", "H"), ("INT16", "h"), ("UINT32", "I"), ("INT32", "i"),
-    ("FLOAT32", "f"), ("BOOL", "B"), ("UINT64", "Q"), ("INT64", "q"), ("FLOAT64", "d"))}
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
-
+#: the value types in the order of their numbers, and how the scalars among them are packed
+_CODES = {"UINT8": "B", "INT8": "b", "UINT16": "H", "INT16": "h", "UINT32": "I", "INT32": "i", "FLOAT32": "f",
+          "BOOL": "?", "STRING": "", "ARRAY": "", "UINT64": "Q", "INT64": "q", "FLOAT64": "d"}
+_VALUE_TYPES = tuple(_CODES)
+_SCALARS = {name: struct.Struct("<" + code) for name, code in _CODES.items() if code}
+_U32, _U64 = _SCALARS["UINT32"], _SCALARS["UINT64"]
 
 #: types that the pinned engine writes and the newest `gguf` package does not know yet; a test
 #: compares the whole table with the engine's own
@@ -117,9 +115,7 @@ class Window:
         self.path = path
         self.size = os.fstat(descriptor).st_size
         self._descriptor = descriptor
-        self._bytes = b""
-        self._start = position
-        self._offset = 0
+        self.seek(position)
 
     @property
     def position(self) -> int:
@@ -149,8 +145,7 @@ class Window:
 
     def number(self, kind: struct.Struct, what: str) -> int:
         """The next integer."""
-        value: int = kind.unpack(self.take(kind.size, what))[0]
-        return value
+        return int(kind.unpack(self.take(kind.size, what))[0])
 
     def skip(self, n_bytes: int, what: str) -> None:
         """Step over `n_bytes`."""
@@ -159,7 +154,7 @@ class Window:
         self._offset += n_bytes
 
     def seek(self, position: int) -> None:
-        """Go to `position`, which was reached before."""
+        """Go to `position`, where reading starts or has been before."""
         self._start, self._offset, self._bytes = position, 0, b""
 
     def text_length(self, limit: int, what: str) -> int:
@@ -247,9 +242,7 @@ def _read_array(window: Window, kept: _Kept, key: str) -> tuple[str, object]:
             texts = window.strings(length, MAX_KEPT_TEXT, what)
             return f"ARRAY[{kind}]", tuple(text.decode(errors="replace") for text in texts)
     elif length <= MAX_KEPT_ITEMS:
-        raw = window.take(length * item_bytes, what)
-        items = struct.unpack(f"<{length}{_SCALARS[kind].format[1:]}", raw)
-        return f"ARRAY[{kind}]", tuple(map(bool, items)) if kind == "BOOL" else items
+        return f"ARRAY[{kind}]", struct.unpack(f"<{length}{_CODES[kind]}", window.take(length * item_bytes, what))
     else:
         window.skip(length * item_bytes, what)
     return f"ARRAY[{kind}]", ArraySummary(kind, length, start, window.position - start)
@@ -273,8 +266,7 @@ def _read_value(window: Window, kept: _Kept, key: str) -> tuple[str, object]:
         start = window.position
         window.skip(length, key)
         return kind, ArraySummary("UINT8", length, start, length)
-    value = _SCALARS[kind].unpack(window.take(_SCALARS[kind].size, key))[0]
-    return kind, bool(value) if kind == "BOOL" else value
+    return kind, _SCALARS[kind].unpack(window.take(_SCALARS[kind].size, key))[0]
 
 
 def _read_tensor(window: Window, index: int) -> TensorInfo:
@@ -287,8 +279,7 @@ def _read_tensor(window: Window, index: int) -> TensorInfo:
     if min(shape) < 1 or math.prod(shape) > _INT64_MAX:
         raise refusal(window.path, f"{what} has the impossible shape {list(shape)}")
     number = window.number(_U32, what)
-    known = tensor_types().get(number)
-    if known is None:
+    if (known := tensor_types().get(number)) is None:
         raise refusal(window.path, f"{what} has type {number}, unknown to the installed gguf package")
     ggml_type, block, block_bytes = known
     if shape[0] % block:
@@ -300,20 +291,15 @@ def _read_tensor(window: Window, index: int) -> TensorInfo:
     return TensorInfo(name, ggml_type, shape, window.number(_U64, what), n_bytes)
 
 
-_LOOKS_LIKE = (
-    (b"ggjt", "an old GGML file; convert the original model again"),
-    (b"tjgg", "an old GGML file; convert the original model again"),
-    (b"lmgg", "an old GGML file; convert the original model again"),
-    (b"fmgg", "an old GGML file; convert the original model again"),
-    (b"FUGG", "a GGUF with its magic reversed, for a big-endian machine; convert it for this one"),
-    (b"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint (.bin, .pt); convert it to GGUF first"),
-    (b"\x80\x02", "a Python pickle, perhaps a PyTorch checkpoint; convert it to GGUF first"),
-    (b"\x80\x04", "a Python pickle, perhaps a PyTorch checkpoint; convert it to GGUF first"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the model; run `git lfs pull`"),
-    (b"<!DOCTYPE", "a web page, not the model; check the download"),
-    (b"<html", "a web page, not the model; check the download"),
-    (b"\0\0\0\0", "an interrupted quantization: the header, which is written last, is zero; make it again"),
+_LOOKS_LIKE: tuple[tuple[tuple[bytes, ...], str], ...] = (
+    ((b"ggjt", b"tjgg", b"lmgg", b"fmgg"), "an old GGML file; convert the original model again"),
+    ((b"FUGG",), "a GGUF with its magic reversed, for a big-endian machine; convert it for this one"),
+    ((b"PK\x03\x04",), "a zip archive, perhaps a PyTorch checkpoint (.bin, .pt); convert it to GGUF first"),
+    ((b"\x80\x02", b"\x80\x04"), "a Python pickle, perhaps a PyTorch checkpoint; convert it to GGUF first"),
+    ((b"\x1f\x8b",), "a gzip archive; unpack it first"),
+    ((b"version https://git-lfs",), "a Git LFS pointer, not the model; run `git lfs pull`"),
+    ((b"<!DOCTYPE", b"<html"), "a web page, not the model; check the download"),
+    ((b"\0\0\0\0",), "an interrupted quantization: the header, which is written last, is zero; make it again"),
 )
 
 
@@ -321,14 +307,12 @@ def _check_magic(path: Path, start: bytes) -> None:
     """Refuse what does not start as a GGUF, and say what it looks like."""
     if start.startswith(b"GGUF"):
         return
-    if not start:
-        raise NotGguf(f"{path} is not a GGUF: it is empty")
-    guess = next((what for magic, what in _LOOKS_LIKE if start.startswith(magic)), "")
+    guess = next((f"looks like {what}" for magics, what in _LOOKS_LIKE if start.startswith(magics)),
+                 f"starts with {start[:4]!r} instead of 'GGUF'" if start else "is empty")
     # safetensors: the length of a JSON header as a 64-bit number, then the header
     if start[8:9] == b"{" and _U64.unpack_from(start)[0] < MAX_HEADER_BYTES:
-        guess = "a safetensors file; convert the model's folder to GGUF first"
-    raise NotGguf(f"{path} is not a GGUF: it " + (f"looks like {guess}" if guess else
-                                                  f"starts with {start[:4]!r} instead of 'GGUF'"))
+        guess = "looks like a safetensors file; convert the model's folder to GGUF first"
+    raise NotGguf(f"{path} is not a GGUF: it {guess}")
 
 
 def _read_counts(window: Window) -> tuple[int, int, int]:

@@ -15,8 +15,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from loops.evaluation.fields import parse_json, require_text
-from loops.evaluation.text import read_plain
+from loops.evaluation.fields import read_items, require_text
 from state.faults import NightpressError
 
 if TYPE_CHECKING:
@@ -150,10 +149,7 @@ def _right(fields: Mapping[str, Any], texts: Sequence[str], labels: Sequence[str
     return agreed.pop()
 
 
-def _parse(line: str, where: str, number: int) -> Choice:
-    fields = parse_json(line, where, ChoicesRefused)
-    if not isinstance(fields, dict):
-        raise ChoicesRefused(f"{where} is not a JSON object.")
+def _parse(fields: Mapping[str, Any], where: str, number: int) -> Choice:
     name, question = _only(fields, _QUESTIONS, where)
     require_text(question, where, name, ChoicesRefused)
     texts, labels = _texts(fields, where)
@@ -179,17 +175,10 @@ def read_choices(path: Path) -> tuple[Choice, ...]:
     Raises:
         ChoicesRefused: naming the line.
     """
-    found: dict[str, Choice] = {}
-    for number, line in enumerate(read_plain(path, "list of choices", ChoicesRefused).split("\n"), 1):
-        if line.strip():
-            where = f"{path.name}, line {number}"
-            choice = _parse(line, where, number)
-            if choice.id in found:
-                raise ChoicesRefused(f"{where} repeats the id {choice.id!r}.")
-            found[choice.id] = choice
+    found = read_items(path, "list of choices", _parse, ChoicesRefused)
     if not found:
         raise ChoicesRefused(f"{path} holds no questions.")
-    return tuple(found.values())
+    return found
 
 
 def prompt_of(choice: Choice) -> str:

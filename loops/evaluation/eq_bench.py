@@ -132,7 +132,7 @@ def _question(name: str, fields: Any, file: str) -> Question:
     if len({emotion.casefold() for emotion in emotions}) < EMOTIONS:
         raise EqBenchRefused(f"{where} names the same emotion twice.")
     return Question(name, prompt, emotions, tuple(
-        require_number(reference.get(f"{name}_score"), where, f"{name}_score", SCALE, EqBenchRefused)
+        require_number(reference.get(f"{name}_score"), where, f"{name}_score", SCALE, EqBenchRefused, spelled=True)
         for name in names))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ PLUTCHIK = ("joy", "trust", "fear", "surprise", "sadness", "disgust", "anger", "
 VOCABULARY = Path(__file__).with_name("data") / "feelings.txt"
 FRAME = 3  #: words before an ambiguous one among which a form of feel, be or the like must stand
 
+OF_NAME = 0.6  #: strength of a family's own name, whatever line it stands in
 RELATED = 0.8  #: kinship of two families that lie on the same spot among Plutchik's emotions
 
 
@@ -24,12 +25,10 @@ class Family:
 
     Attributes:
         name: such as `grief`.
-        valence: -1 to 1.
         shares: of Plutchik's eight emotions, in the order of `PLUTCHIK`, sum 1.
     """
 
     name: str
-    valence: float
     shares: tuple[float, ...]
 
 
@@ -56,28 +55,34 @@ class Vocabulary:
     longest: int
 
 
+def read_words() -> Iterator[tuple[Family, float, str]]:
+    """Yield each word and phrase of the vocabulary as it is written, with its family and its strength, 0 to 1."""
+    family: Family | None = None
+    for line in VOCABULARY.read_text(encoding="utf-8").splitlines():
+        if found := re.fullmatch(r"\[(\w+)\] \S+ (.+)", line):
+            parts = found[2].split()
+            shares = dict(zip(parts[::2], map(float, parts[1::2]), strict=True))
+            family = Family(found[1], tuple(shares.get(name, 0.0) for name in PLUTCHIK))
+        elif family is not None and line[:1].isdigit():
+            strength, *names = line.split()
+            yield from ((family, float(strength), name) for name in names)
+
+
 @functools.cache
 def vocabulary() -> Vocabulary:
     """Return the vocabulary that ships."""
     families: dict[str, Family] = {}
     entries: dict[tuple[str, ...], Feeling] = {}
     ambiguous: dict[str, Feeling] = {}
-    family: Family | None = None
-    for line in VOCABULARY.read_text(encoding="utf-8").splitlines():
-        if found := re.fullmatch(r"\[(\w+)\] (\S+) (.+)", line):
-            parts = found[3].split()
-            shares = dict(zip(parts[::2], map(float, parts[1::2]), strict=True))
-            family = Family(found[1], float(found[2]), tuple(shares.get(name, 0.0) for name in PLUTCHIK))
+    for family, strength, name in read_words():
+        if family.name not in families:
             families[family.name] = family
-            entries.setdefault((stem(family.name),), Feeling(family, 0.6))
-        elif family is not None and line[:1].isdigit():
-            strength, *names = line.split()
-            for name in names:
-                if name.endswith("?"):
-                    ambiguous[name[:-1]] = Feeling(family, float(strength))
-                else:
-                    key = tuple(stem(word) for word in words(name.replace("_", " ")))
-                    entries.setdefault(key, Feeling(family, float(strength)))
+            entries.setdefault((stem(family.name),), Feeling(family, OF_NAME))
+        if name.endswith("?"):
+            ambiguous[name[:-1]] = Feeling(family, strength)
+        else:
+            key = tuple(stem(word) for word in words(name.replace("_", " ")))
+            entries.setdefault(key, Feeling(family, strength))
     return Vocabulary(families, entries, ambiguous, max(map(len, entries)))
 
 

@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loops.evaluation.feelings import find_feelings
 from loops.evaluation.language import normalise, sentences, stem, words
@@ -369,27 +370,17 @@ def features(sentence: str) -> dict[str, float]:
     return total
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A logistic regression over `features`."""
-
-    weights: dict[str, float]
-    bias: float
-
-    def probability(self, found: dict[str, float]) -> float:
-        at = self.bias + sum(self.weights.get(name, 0.0) * value for name, value in found.items())
-        return 1 / (1 + math.exp(-max(-60.0, min(60.0, at))))
-
-
 @functools.cache
-def _model() -> _Model:
-    stored = json.loads(WEIGHTS.read_text(encoding="utf-8"))
-    return _Model(stored["weights"], stored["bias"])
+def _fitted() -> dict[str, Any]:
+    return dict(json.loads(WEIGHTS.read_text(encoding="utf-8")))
 
 
 def _probabilities(text: str) -> Iterator[float]:
+    """Yield for each sentence what a logistic regression over `features` says, 0 to 1."""
+    weights, bias = _fitted()["weights"], _fitted()["bias"]
     for sentence in sentences(text):
-        yield _model().probability(features(sentence))
+        at = bias + sum(weights.get(name, 0.0) * value for name, value in features(sentence).items())
+        yield 1 / (1 + math.exp(-max(-60.0, min(60.0, at))))
 
 
 def figurativeness(text: str) -> float:

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,11 @@ _GROUPS: dict[str, tuple[str, ...]] = {  # of GoEmotions' labels
 _FITTING = {"negative": ("sympathetic", "supporting"), "positive": ("warm",),
             "neutral": ("sympathetic", "warm", "puzzled")}
 _NEUTRAL = emotions.LABELS.index("neutral")
-_NOT_SCORING = frozenset({"scenarios.jsonl", "held_out.txt"})  #: named by their content elsewhere
+_NAMED_ELSEWHERE = frozenset({"scenarios.jsonl", "held_out.txt"})  #: by their content
+#: what weights are fitted with, besides `train_*.py`; the weights themselves tell whether a score can have changed
+_TRAINING = frozenset({"labelled.py", "emotion_words.txt", "situations.txt"})
+#: the libraries whose lexicon and rules decide scores; another NumPy rounds differently at most
+_LIBRARIES = ("vaderSentiment", "snowballstemmer")
 _HOSTILITY = 0.3  #: share of anger and disgust in a feeling from which on a reply may share them
 
 
@@ -139,8 +144,8 @@ def emotional_intensity(reading: Reading) -> float:
     """Return how well the intensity of a reply meets the scenario's.
 
     The smaller over the larger of the two, times the probability that the reply is not neutral, less off topic or for a
-    scrap. Its
-    intensity is that of the strongest feeling it names, or, naming none, `plutchik.intensity` of its attuned sentences.
+    scrap. The intensity of a reply is that of the strongest feeling it names, or, naming none, `plutchik.intensity` of
+    its attuned sentences.
 
     Limits: intensity of words, not of events: "she is gone" is weaker here than "I am upset".
     """
@@ -255,12 +260,21 @@ def overall(scores: Mapping[str, float], weights: Mapping[str, float] | None = N
     return sum(scores[name] * weight for name, weight in chosen.items()) / sum(chosen.values())
 
 
+def _scoring_files(folder: Path) -> list[Path]:
+    """Return the files of this package, in `folder`, that can change a score."""
+    return sorted(path for path in (*folder.glob("*.py"), *(folder / "data").glob("*.[jnt]*"))
+                  if not path.name.startswith("train_") and path.name not in _NAMED_ELSEWHERE | _TRAINING)
+
+
 @functools.cache
 def identity() -> str:
-    """Return 16 hex digits that change with the code or the weights of the metrics: old scores are not reused then."""
-    folder = Path(__file__).parent
-    files = sorted([*folder.glob("*.py"), *(folder / "data").glob("*.[jnt]*")])
-    parts = [hashlib.sha256(path.read_bytes()).digest() for path in files if path.name not in _NOT_SCORING]
+    """Return 16 hex digits that name how scores are made; where they differ, old scores are not reused.
+
+    They change with the code and the weights of the metrics and with the versions of the libraries that decide
+    scores, not with what only training uses.
+    """
+    parts = [hashlib.sha256(path.read_bytes()).digest() for path in _scoring_files(Path(__file__).parent)]
+    parts += [f"{name} {metadata.version(name)}".encode() for name in _LIBRARIES]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from loops.evaluation.text import read_plain
+from loops.evaluation.fields import read_items, require_number, require_one_of, require_text
 from state.faults import NightpressError
 
 BUILT_IN = Path(__file__).with_name("data") / "scenarios.jsonl"
@@ -50,31 +51,16 @@ class Scenario:
     traits: tuple[str, ...] = ()
 
 
-def _parse(line: str, where: str) -> Scenario:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as problem:
-        raise ScenariosRefused(f"{where} is not JSON: {problem}.") from problem
-    if not isinstance(fields, dict):
-        raise ScenariosRefused(f"{where} is not a JSON object.")
-    for name in _TEXTS:
-        value = fields.get(name, fields.get("expected_emotion") if name == "emotion" else None)
-        if not isinstance(value, str) or not value.strip():
-            raise ScenariosRefused(f"{where} has no {name!r}: a text that is not empty is needed.")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise ScenariosRefused(f"{where} has half a character in {name!r}: a \\ud escape stands alone.")
-        fields[name] = value
-    if fields["valence"] not in VALENCES:
-        raise ScenariosRefused(f"{where} has the valence {fields['valence']!r}: it must be one of "
-                               f"{', '.join(VALENCES)}.")
-    intensity = fields.get("intensity")
-    if isinstance(intensity, bool) or not isinstance(intensity, int | float) or not 0 <= intensity <= 1:
-        raise ScenariosRefused(f"{where} has the intensity {intensity!r}: a number from 0 to 1 is needed.")
+def _parse(fields: Mapping[str, Any], where: str, _number: int) -> Scenario:
+    given = {"emotion": fields.get("expected_emotion"), **fields}  # as the original had it
+    texts = {name: require_text(given.get(name), where, name, ScenariosRefused) for name in _TEXTS}
+    require_one_of(texts["valence"], where, "valence", VALENCES, ScenariosRefused)
+    intensity = require_number(fields.get("intensity"), where, "intensity", (0, 1), ScenariosRefused)
     traits = fields.get("traits", [])
     if not isinstance(traits, list) or not all(isinstance(trait, str) for trait in traits):
         raise ScenariosRefused(f"{where} has the traits {traits!r}: a list of texts is needed.")
-    return Scenario(**{name: fields[name] for name in _TEXTS}, intensity=float(intensity),
-                    topic=str(fields.get("topic", "")), register=str(fields.get("register", "")), traits=tuple(traits))
+    return Scenario(**texts, intensity=intensity, topic=str(fields.get("topic", "")),
+                    register=str(fields.get("register", "")), traits=tuple(traits))
 
 
 def read_scenarios(path: Path | None = None) -> tuple[Scenario, ...]:
@@ -84,17 +70,10 @@ def read_scenarios(path: Path | None = None) -> tuple[Scenario, ...]:
         ScenariosRefused: naming the line.
     """
     path = path or BUILT_IN
-    text = read_plain(path, "list of scenarios", ScenariosRefused)
-    found: dict[str, Scenario] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            scenario = _parse(line, f"{path.name}, line {number}")
-            if scenario.id in found:
-                raise ScenariosRefused(f"{path.name}, line {number} repeats the id {scenario.id!r}.")
-            found[scenario.id] = scenario
+    found = read_items(path, "list of scenarios", _parse, ScenariosRefused)
     if not found:
         raise ScenariosRefused(f"{path} holds no scenarios.")
-    return tuple(found.values())
+    return found
 
 
 def fingerprint_of(scenarios: tuple[Scenario, ...]) -> str:

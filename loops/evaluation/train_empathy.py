@@ -7,16 +7,14 @@ by gradient descent in numpy; the penalty is chosen by five-fold cross-validatio
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loops.evaluation.empathy import SCALES, WEIGHTS, features
+from loops.evaluation.labelled import macro_f1, parse_files, rank_correlation, read
 from state.files import write_atomic
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -24,11 +22,6 @@ STEPS, RATE = 1500, 0.05
 RARE = 4  #: features found in fewer replies are left out
 
 Floats = NDArray[np.float64]
-
-
-def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the labelled replies of some files."""
-    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def _fit(table: Floats, grades: NDArray[np.int64], penalty: float) -> tuple[Floats, Floats]:
@@ -63,31 +56,9 @@ def _cross_validate(table: Floats, grades: NDArray[np.int64], penalty: float) ->
     return float(np.concatenate(errors).mean())
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return Spearman's rank correlation, ties sharing their mean rank."""
-    def ranks(values: Sequence[float]) -> Floats:
-        _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-        return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse], dtype=np.float64)
-
-    return float(np.corrcoef(ranks(one), ranks(other))[0, 1])
-
-
-def macro_f1(gold: NDArray[np.int64], found: NDArray[np.int64]) -> float:
-    """Return the mean F1 over the grades 0, 1, 2."""
-    scores = []
-    for value in range(3):
-        hit = ((gold == value) & (found == value)).sum()
-        scores.append(2 * hit / max(1, (gold == value).sum() + (found == value).sum()))
-    return float(np.mean(scores))
-
-
 def main() -> None:
     """Fit, write the weights and print how well they do on the test files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--test", nargs="*", type=Path, default=[])
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
-    options = parser.parse_args()
+    options = parse_files(__doc__, WEIGHTS)
     rows, test = read(options.files), read(options.test)
     found, unseen = ([features(row["prompt"], row["reply"]) for row in part] for part in (rows, test))
     names = sorted({name for one in found for name in one})

@@ -7,16 +7,15 @@ numpy; the penalty is chosen by cross-validation. A text of several sentences is
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loops.evaluation.figurative import FIGURATIVE, WEIGHTS, features
+from loops.evaluation.labelled import parse_files, read
 from loops.evaluation.language import sentences
 from state.files import write_atomic
 
@@ -26,12 +25,6 @@ FOLDS, ROUNDS = 5, 1
 RARE = 4  #: features found in fewer texts are left out
 
 Floats = NDArray[np.float64]
-
-
-def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the labelled texts of some files."""
-    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-    return [json.loads(line) for line in lines if line.strip()]
 
 
 def _table(found: Sequence[dict[str, float]], names: Sequence[str]) -> Floats:
@@ -107,11 +100,7 @@ class Texts:
 
 def main() -> None:
     """Fit, write the weights and print how well they do, cross-validated and on the test files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--test", nargs="*", type=Path, default=[])
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
-    options = parser.parse_args()
+    options = parse_files(__doc__, WEIGHTS)
     texts = Texts(read(options.files))
     names = texts.names()
     penalty = min(PENALTIES, key=lambda value: texts.cross_validate(names, value)[0])

@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import io
-import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loops.evaluation import emotions, plutchik
-from loops.evaluation.feelings import PLUTCHIK, VOCABULARY
+from loops.evaluation.feelings import PLUTCHIK, read_words
+from loops.evaluation.labelled import macro_f1, rank_correlation, read
 from loops.evaluation.language import normalise, stem, words
 from loops.evaluation.train_emotions import read_rows
-from loops.evaluation.train_empathy import rank_correlation
 from state.files import write_atomic
 
 #: sadness that must not be taken for a wish, because it is said in words of wanting and ending
@@ -118,8 +116,7 @@ def read_cues(path: Path = SITUATIONS) -> tuple[tuple[str, int], ...]:
 
 def read_file(path: Path) -> Texts:
     """Return the labelled texts of a file."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return Texts.of([(row["text"], row.get("emotion"), row.get("intensity")) for row in rows])
+    return Texts.of([(row["text"], row.get("emotion"), row.get("intensity")) for row in read([path])])
 
 
 def read_comments(folder: Path, split: str) -> tuple[Texts, Texts]:
@@ -141,15 +138,10 @@ def read_comments(folder: Path, split: str) -> tuple[Texts, Texts]:
 def read_seeds() -> Texts:
     """Return the words of feeling that mean one emotion above all, alone and said of oneself, and then DESPAIR."""
     rows: list[tuple[str, str | None, float | None]] = []
-    shares: dict[str, float] = {}
-    for line in VOCABULARY.read_text(encoding="utf-8").splitlines():
-        if found := re.fullmatch(r"\[\w+\] \S+ (.+)", line):
-            parts = found[1].split()
-            shares = dict(zip(parts[::2], map(float, parts[1::2]), strict=True))
-        elif line[:1].isdigit() and max(shares.values()) >= CLEAR:
-            emotion = max(shares, key=lambda name: shares[name])
-            rows += [(frame.format(word.rstrip("?").replace("_", " ")), emotion, None)
-                     for word in line.split()[1:] for frame in FRAMES]
+    for family, _, word in read_words():
+        if max(family.shares) >= CLEAR:
+            emotion = PLUTCHIK[family.shares.index(max(family.shares))]
+            rows += [(frame.format(word.rstrip("?").replace("_", " ")), emotion, None) for frame in FRAMES]
     return Texts.of([*rows, *((text, "sadness", None) for text in DESPAIR)])
 
 
@@ -334,19 +326,14 @@ def report(name: str, known: Texts, head: plutchik.Head) -> None:
     told = f"{name}: {len(felt)} texts"
     if (known.emotion >= 0).all():
         found = np.array([int(np.argmax(one.shares)) for one in felt])
-        told += f", emotion right {(found == known.emotion).mean():.3f}, macro-F1 {macro_f1(known.emotion, found):.3f}"
+        told += (f", emotion right {(found == known.emotion).mean():.3f}, "
+                 f"macro-F1 {macro_f1(known.emotion, found, len(PLUTCHIK)):.3f}")
     strength = np.array([one.intensity for one in felt])
     told += f", mean intensity {strength.mean():.3f}"
     if np.ptp(known.intensity) > 0:
         told += (f", rank correlation {rank_correlation(list(strength), list(known.intensity)):.3f}, "
                  f"mean error {np.abs(strength - known.intensity).mean():.3f}")
     print(told)
-
-
-def macro_f1(gold: NDArray[np.int64], found: NDArray[np.int64]) -> float:
-    """Return the mean F1 over the eight emotions."""
-    return float(np.mean([2 * ((found == index) & (gold == index)).sum()
-                          / max(1, (found == index).sum() + (gold == index).sum()) for index in range(len(PLUTCHIK))]))
 
 
 def main() -> None:

@@ -6,51 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from eq_bench_questions import FIELDS, REFERENCE
 
 from loops.evaluation.names import METRICS
 
-NAMES = ("Proud", "Ashamed", "Calm", "Self-conscious")
-#: in the published format of EQ-Bench version 2
-EQ_PROMPT = """
-Your task is to predict the likely emotional responses of a character in this dialogue:
-
-Ada: You sewed it yourself?
-Ben: It took the whole winter. Do not look at the left sleeve.
-[End dialogue]
-
-At the end of this dialogue, Ben would feel...
-Proud
-Ashamed
-Calm
-Self-conscious
-
-Give each of these possible emotions a score from 0-10 for the relative intensity that they are likely to be feeling \
-each. Then critique your answer by thinking it through step by step. Finally, give your revised scores.
-
-You must output in the following format, including headings (of course, you should give your own scores), with no \
-additional commentary:
-
-First pass scores:
-Proud: <score>
-Ashamed: <score>
-Calm: <score>
-Self-conscious: <score>
-
-Critique: <your critique here>
-
-Revised scores:
-Proud: <revised score>
-Ashamed: <revised score>
-Calm: <revised score>
-Self-conscious: <revised score>
-
-[End of answer]
-
-Remember: zero is a valid score, meaning they are likely not feeling that emotion. You must score at least one emotion \
-> 0.
-"""
-REFERENCE: dict[str, Any] = {f"emotion{number}": name for number, name in enumerate(NAMES, 1)} | {
-    f"emotion{number}_score": str(score) for number, score in enumerate((7, 2, 0, 8), 1)}
 CHOICES = ({"question": "What floats?", "choices": ["a stone", "a cork", "a nail"], "answer": 1},
            {"question": "Who barks?", "choices": ["a dog", "a fish"], "answer": "A"})
 
@@ -58,9 +17,7 @@ CHOICES = ({"question": "What floats?", "choices": ["a stone", "a cork", "a nail
 def instruments(base: Any) -> tuple[str, ...]:
     """Write questions of one's own; return the options that name them."""
     eq_bench, choices = base / "eq.json", base / "choices.jsonl"
-    eq_bench.write_text(json.dumps({str(number): {
-        "prompt": EQ_PROMPT, "reference_answer": REFERENCE, "reference_answer_fullscale": REFERENCE}
-        for number in (1, 2)}))
+    eq_bench.write_text(json.dumps({number: {**FIELDS, "reference_answer": REFERENCE} for number in ("1", "2")}))
     choices.write_text("\n".join(map(json.dumps, CHOICES)))
     return ("--eq-bench", str(eq_bench), "--multiple-choice", str(choices))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eq_bench_questions import EMOTIONS, FIELDS, PROMPT, REFERENCE, SCORES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,49 +23,7 @@ from loops.evaluation.eq_bench import (
     summarise,
 )
 
-EMOTIONS = ("Proud", "Ashamed", "Calm", "Self-conscious")
-PROMPT = """
-Your task is to predict the likely emotional responses of a character in this dialogue:
-
-Ada: You sewed it yourself?
-Ben: It took the whole winter. Do not look at the left sleeve.
-[End dialogue]
-
-At the end of this dialogue, Ben would feel...
-Proud
-Ashamed
-Calm
-Self-conscious
-
-Give each of these possible emotions a score from 0-10 for the relative intensity that they are likely to be feeling \
-each. Then critique your answer by thinking it through step by step. Finally, give your revised scores.
-
-You must output in the following format, including headings (of course, you should give your own scores), with no \
-additional commentary:
-
-First pass scores:
-Proud: <score>
-Ashamed: <score>
-Calm: <score>
-Self-conscious: <score>
-
-Critique: <your critique here>
-
-Revised scores:
-Proud: <revised score>
-Ashamed: <revised score>
-Calm: <revised score>
-Self-conscious: <revised score>
-
-[End of answer]
-
-Remember: zero is a valid score, meaning they are likely not feeling that emotion. You must score at least one emotion \
-> 0.
-"""
-QUESTION = Question("7", PROMPT, EMOTIONS, (7.0, 2.0, 0.0, 8.0))
-GOOD: dict[str, Any] = {"prompt": PROMPT, "reference_answer_fullscale": {
-    "emotion1": "Proud", "emotion2": "Ashamed", "emotion3": "Calm", "emotion4": "Self-conscious",
-    "emotion1_score": "7", "emotion2_score": 2, "emotion3_score": 0, "emotion4_score": "8"}}
+QUESTION = Question("7", PROMPT, EMOTIONS, SCORES)
 
 
 def said(*scores: object, form: str = "{}: {}") -> str:
@@ -82,23 +41,23 @@ def write(folder: Path, content: Any) -> Path:
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    reference = {name: changes.get(name, value) for name, value in GOOD["reference_answer_fullscale"].items()}
+    reference = {name: changes.get(name, value) for name, value in REFERENCE.items()}
     return {"7": {"prompt": changes.get("prompt", PROMPT), "reference_answer_fullscale": reference}}
 
 
 def test_questions_come_in_the_order_of_the_file_with_numbers_that_were_texts(tmp_path: Path) -> None:
-    found = read_questions(write(tmp_path, {"7": GOOD, "1": {**GOOD, "reference_answer": {"ignored": True}}}))
+    found = read_questions(write(tmp_path, {"7": FIELDS, "1": {**FIELDS, "reference_answer": {"ignored": True}}}))
     assert found == (QUESTION, Question("1", PROMPT, EMOTIONS, QUESTION.reference))
 
 
 BAD = {
     "not JSON": ("{'7': 1}", "is not JSON"),
     "deep": ("[" * 100_000, "is not JSON"),
-    "a list": ([GOOD], "is not a JSON object from ids to questions"),
+    "a list": ([FIELDS], "is not a JSON object from ids to questions"),
     "nothing": ({}, "holds no questions"),
     "an id twice": ('{"7": 1, "7": 2}', "says '7' twice"),
     "a text for a question": ({"7": "?"}, "question '7', is not a JSON object"),
-    "no prompt": ({"7": {**GOOD, "prompt": " "}}, "question '7', has no 'prompt'"),
+    "no prompt": ({"7": {**FIELDS, "prompt": " "}}, "question '7', has no 'prompt'"),
     "version 1": ({"7": {"prompt": PROMPT, "reference_answer": {}}}, "this is not version 2"),
     "no emotion": (changed(emotion3=None), "has no 'emotion3'"),
     "one emotion twice": (changed(emotion3="proud"), "names the same emotion twice"),

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loops.evaluation.feelings import (
+    OF_NAME,
     PLUTCHIK,
     RELATED,
     VOCABULARY,
     Family,
+    Feeling,
     family_of,
     find_feelings,
     kinship,
@@ -33,6 +35,9 @@ from loops.evaluation.scenarios import read_scenarios
 from loops.evaluation.valence import compound, is_affective, rating
 
 FAMILIES = tuple(vocabulary().families.values())
+#: of each family, as the file has it; no score uses it, but whoever adds a family or a scenario is held to it
+VALENCE = {name: float(valence) for name, valence in
+           re.findall(r"^\[(\w+)\] (\S+) ", VOCABULARY.read_text(encoding="utf-8"), re.MULTILINE)}
 PROMPT = ("My old dog died yesterday in my arms. He was with me for fourteen years, and the house is so quiet now.")
 
 
@@ -53,7 +58,7 @@ def test_the_shares_of_a_family_are_a_whole(family: Family) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)
 def test_a_family_has_a_valence_and_is_known_by_its_own_name(family: Family) -> None:
-    assert -1 <= family.valence <= 1
+    assert -1 <= VALENCE[family.name] <= 1
     assert family_of(family.name) == family
 
 
@@ -61,6 +66,11 @@ def test_a_family_has_a_valence_and_is_known_by_its_own_name(family: Family) -> 
 def test_each_of_plutchiks_emotions_is_a_family_that_is_mostly_itself(name: str) -> None:
     family = vocabulary().families[name]
     assert PLUTCHIK[family.shares.index(max(family.shares))] == name
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)
+def test_the_name_of_a_family_is_of_middling_strength(family: Family) -> None:
+    assert vocabulary().entries[(stem(family.name),)] == Feeling(family, OF_NAME)
 
 
 def test_strengths_lie_above_0_and_at_most_at_1() -> None:
@@ -102,7 +112,7 @@ def test_every_emotion_of_the_built_in_scenarios_is_known() -> None:
 def test_the_valence_of_a_scenario_does_not_contradict_its_emotion() -> None:
     signs = {"positive": 1, "neutral": 0, "negative": -1}
     wrong = [(one.id, one.valence) for one in read_scenarios()
-             if (family := family_of(one.emotion)) and family.valence * signs[one.valence] < 0]
+             if (family := family_of(one.emotion)) and VALENCE[family.name] * signs[one.valence] < 0]
     assert wrong == []
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loops.evaluation.figurative import FIGURATIVE, WEIGHTS, count_figures, domains, features, figurativeness
-from loops.evaluation.train_figurative import Texts, fit, read, scores
+from loops.evaluation.labelled import read
+from loops.evaluation.train_figurative import Texts, fit, scores
 
 TWINS = [  # a figure, the construction it is found by, and a literal sentence with the same words
     ("I feel like a candle in a storm.", "like_a", "I would like a candle for the table."),

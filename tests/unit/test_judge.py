@@ -170,12 +170,16 @@ def test_a_damaged_grade_in_the_cache_is_asked_anew(spec: JudgeSpec, server: Ser
     assert cache[cache_key(spec, ITEMS[0])]["fit"] == 2
 
 
-def test_the_cache_key_changes_with_all_that_decides_the_grade_and_nothing_else() -> None:
+def test_the_cache_key_changes_with_all_that_decides_the_grade_and_nothing_else(
+        monkeypatch: pytest.MonkeyPatch) -> None:
     spec, item = JudgeSpec("anthropic"), ITEMS[0]
+    before = cache_key(spec, item)
     others = [cache_key(JudgeSpec("openai", spec.model), item), cache_key(replace(spec, model="x"), item),
               *(cache_key(spec, replace(item, **cast("Any", {name: "x"}))) for name in ("prompt", "emotion", "reply"))]
-    assert len({cache_key(spec, item), *others}) == 6
-    assert cache_key(replace(spec, concurrency=9, timeout_s=1), replace(item, id="x")) == cache_key(spec, item)
+    assert len({before, *others}) == 6
+    assert cache_key(replace(spec, concurrency=9, timeout_s=1), replace(item, id="x")) == before
+    monkeypatch.setattr("daemon.judge.rubric", lambda: rubric() + "Be strict.")
+    assert cache_key(spec, item) != before
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "drop"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import string
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -289,6 +291,10 @@ def test_weights_move_overall_towards_what_they_stress() -> None:
     assert overall(scores, dict.fromkeys(METRICS, 7.0)) == pytest.approx(overall(scores))
 
 
+#: what only training uses
+TRAINING = ("train_emotions.py", "train_empathy.py", "labelled.py", "data/emotion_words.txt", "data/situations.txt")
+
+
 def identity_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(metrics, "__file__", str(folder / "metrics.py"))
     return identity.__wrapped__()
@@ -299,7 +305,7 @@ def code(tmp_path: Path) -> Path:
     """A folder with code and weights, as the metrics have them."""
     (tmp_path / "data").mkdir()
     for name in ("metrics.py", "data/weights.json", "data/weights.npz", "data/words.toml", "data/words.txt",
-                 "data/scenarios.jsonl"):
+                 "data/scenarios.jsonl", *TRAINING):
         (tmp_path / name).write_text("one")
     return tmp_path
 
@@ -318,6 +324,54 @@ def test_scores_are_reused_when_only_scenarios_change(code: Path, monkeypatch: p
     before = identity_in(code, monkeypatch)
     (code / "data" / "scenarios.jsonl").write_text("two")
     assert identity_in(code, monkeypatch) == before
+
+
+@pytest.mark.parametrize("name", [*TRAINING, "train_another.py"])
+def test_scores_are_reused_when_only_training_changes(code: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before = identity_in(code, monkeypatch)
+    (code / name).write_text("two")
+    assert identity_in(code, monkeypatch) == before
+
+
+def opened_while_scoring() -> set[Path]:
+    """Every file in the folder of the metrics that a process of its own opens or imports to score a reply."""
+    folder = Path(metrics.__file__).parent
+    program = f"""
+import sys
+opened = set()
+sys.addaudithook(lambda event, arguments: opened.add(str(arguments[0])) if event == "open" else None)
+from loops.evaluation.metrics import evaluate
+from loops.evaluation.scenarios import Scenario
+evaluate(Scenario("a", {LOSS.prompt!r}, "grief", "negative", 0.9, "x", "y"), {REPLY!r})
+opened.update(module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None))
+print(*opened, sep="\\n")"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120,
+                          cwd=Path(__file__).parents[2])
+    found = {Path(line) for line in done.stdout.splitlines() if Path(line).is_relative_to(folder)}
+    return {path for path in found if "__pycache__" not in path.parts}
+
+
+def test_all_that_is_opened_to_score_a_reply_is_part_of_the_identity() -> None:
+    opened = opened_while_scoring()
+    assert {"metrics.py", "emotions.npz", "feelings.txt", "figurative.json"} <= {path.name for path in opened}
+    assert opened <= set(metrics._scoring_files(Path(metrics.__file__).parent))
+
+
+def install(site: Path, library: str, version: str) -> None:
+    """Put into a folder what Python's own record of an installed library begins with."""
+    record = site / f"{library}-{version}.dist-info"
+    record.mkdir(parents=True)
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {library}\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize(("library", "decides"), [("vaderSentiment", True), ("snowballstemmer", True),
+                                                  ("numpy", False)])
+def test_scores_are_not_reused_with_another_version_of_a_library_that_decides_them(
+        code: Path, monkeypatch: pytest.MonkeyPatch, library: str, decides: bool) -> None:
+    before = identity_in(code, monkeypatch)
+    install(code / "site", library, "99.0")
+    monkeypatch.setattr(sys, "path", [str(code / "site"), *sys.path])
+    assert (identity_in(code, monkeypatch) != before) is decides
 
 
 def test_the_identity_is_16_hex_digits() -> None:

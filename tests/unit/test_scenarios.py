@@ -73,6 +73,7 @@ BAD = {
     "cut off": (line()[:-9], "is not JSON"),
     "deep": ("[" * 100_000, "is not JSON"),
     "a list": ("[1]", "is not a JSON object"),
+    "a name twice": (line()[:-1] + ', "prompt": "Again."}', "says 'prompt' twice"),
     "no id": (json.dumps({k: v for k, v in GOOD.items() if k != "id"}), "has no 'id'"),
     "no prompt": (json.dumps({k: v for k, v in GOOD.items() if k != "prompt"}), "has no 'prompt'"),
     "no emotion": (json.dumps({k: v for k, v in GOOD.items() if k != "emotion"}), "has no 'emotion'"),

@@ -7,9 +7,9 @@ from statistics import fmean
 import pytest
 from validity import NEARLY_NOTHING, SPOILT, Bank, agreement, figure_share, score_bank, share_above, spoilt_means
 
+from loops.evaluation.labelled import rank_correlation
 from loops.evaluation.language import words
 from loops.evaluation.scenarios import read_scenarios
-from loops.evaluation.train_empathy import rank_correlation
 
 
 @pytest.fixture(scope="module")
