@@ -20,6 +20,8 @@ from daemon.notify import Notifier
 from daemon.sensors import all_sensors, own_tree, parse_hours
 from daemon.service import Sensors, Service
 from daemon.settings import Settings
+from daemon.supervisor import worker_log
+from daemon.workers import end_leftover
 from state.faults import NightpressError
 from state.files import explained, make_folder
 from state.ledger import Ledger
@@ -76,6 +78,8 @@ def serve(load: Callable[[], Settings], *, clock: Clock | None = None,
     logs = configure(file=file, stream=sys.stderr, level=settings.log_level)
     try:
         with Ledger.open(settings.state_dir, OWNER) as ledger:
+            if end_leftover(worker_log(settings.state_dir)):
+                say("worker.leftover", "Ended a worker whose service was killed.", level="warning")
             measuring = sensors(settings) if sensors else all_sensors(settings.limits, own_tree)
             try:
                 _run(Service(ledger, settings, measuring, logs, reload=checked, clock=clock,

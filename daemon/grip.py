@@ -30,7 +30,9 @@ class Grip:
         """Take hold of a process group, until `let_go`."""
         with self._lock:
             self._groups.add(group)
-            if self._stopped_at is not None:
+            if self._end.is_set():
+                _signal(group, signal.SIGKILL)
+            elif self._stopped_at is not None:
                 _signal(group, signal.SIGSTOP)
 
     def let_go(self, group: int) -> None:
@@ -56,11 +58,16 @@ class Grip:
                 _signal(group, signal.SIGCONT)
 
     def end(self, reason: str) -> None:
-        """Ask for the end; whoever runs the work sees `ended` and kills it, stopped or not. The first reason stays."""
+        """End the work: its processes are killed, stopped or not, and whoever runs it sees `ended`.
+
+        The first reason stays. A group that is taken afterwards is killed too.
+        """
         with self._lock:
             if not self._end.is_set():
                 self.reason = reason
                 self._end.set()
+            for group in self._groups:
+                _signal(group, signal.SIGKILL)
 
     @property
     def ended(self) -> bool:

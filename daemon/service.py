@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -129,6 +128,7 @@ class Service:
         self.started = self._clock.now()
         self._last: Moment | None = None
         self._ended = False
+        self._unrecorded: Outcome | None = None
         self.errands = Errands(self)
 
     # asked from other threads
@@ -210,12 +210,7 @@ class Service:
             case Due(name=name):
                 self.errands.run(name)
             case Outcome():
-                try:
-                    self.foreman.came_back(post, self._clock.now())
-                except NightpressError:
-                    self._inbox.put(post)  # the queue must learn of it, as soon as it can be written
-                    threading.Event().wait(0.5)
-                    raise
+                self._unrecorded = post
                 self._act(self._clock.now())
             case Reported():
                 self._set_condition(post.condition, post.sentence)
@@ -262,6 +257,9 @@ class Service:
             self._set_condition("trouble", "")
 
     def _act(self, moment: Moment) -> None:
+        if self._unrecorded is not None:  # a full disk must not lose it: tried again at every tick
+            self.foreman.came_back(self._unrecorded, moment)
+            self._unrecorded = None
         self.foreman.act(self.verdict, moment)
         self.scheduler.tick_every(self._tick_s())
         self._notifier.status(self._words())
@@ -318,7 +316,10 @@ class Service:
         self._ended = True
         self.scheduler.stop()
         back = self.foreman.close(END_S)
-        self._drain(back)
+        try:
+            self._drain(back)
+        except NightpressError as problem:  # the next start finds the job without its service, and queues it again
+            say("service.trouble", str(problem), level="error")
         unserve()
         self.hub.close()
         self.sensors.close()
@@ -337,9 +338,11 @@ class Service:
             except queue.Empty:
                 break
             if isinstance(post, Outcome):
-                self.foreman.came_back(post, self._clock.now())
+                self._unrecorded = post
             elif isinstance(post, Asked):
                 post.answer.set_exception(ServiceRefused("The service is stopping."))
+        if self._unrecorded is not None:
+            self.foreman.came_back(self._unrecorded, self._clock.now())
         work = self.foreman.runner.work
         if not back and work is not None:
             row = self.ledger.job(int(work.job["id"]))

@@ -62,6 +62,8 @@ def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None) -
             try:
                 return _finish(worker, held)
             except EOFError:
+                if held.ended:
+                    raise Interrupted(held.reason) from None
                 died = signal_name(worker.end()) or "without a word"
                 killed += died == "SIGKILL"
                 if died != "SIGKILL" or killed > RETRIES_KILLED:
@@ -161,6 +163,8 @@ class Pressing:
                 try:
                     event = worker.next_event(TICK_S)
                 except EOFError:
+                    if self.grip.ended:
+                        continue  # it was killed on request
                     return worker.end(), worker.last_words()
                 if event is not None:
                     self._take(event, attempt, worker)

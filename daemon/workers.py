@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from daemon.grip import Grip
 from loops.events import Event, from_line
+from state.owner import is_live, started
 
 #: all that a worker sees of this process's environment; keys and tokens are not among it
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
@@ -55,6 +56,9 @@ class WorkerProcess:
                 stderr=errors, env=worker_environment(), start_new_session=True, text=True, encoding="utf-8",
                 errors="replace")
         grip.take(self.process.pid)
+        # where no kernel ends a stopped worker with its parent, the next start does, see `end_leftover`
+        with contextlib.suppress(OSError):
+            _note(log).write_text(f"{self.process.pid} {started(self.process.pid)}", encoding="ascii")
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="worker-events", daemon=True)
         self._reader.start()
@@ -121,6 +125,26 @@ class WorkerProcess:
         except OSError:
             return ""
         return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
+
+
+def _note(log: Path) -> Path:
+    return log.with_suffix(".pid")
+
+
+def end_leftover(log: Path) -> bool:
+    """End the worker of a service that was killed, if it is still there; tell whether it was.
+
+    Only to be called by the one process that may have workers on this log.
+    """
+    try:
+        pid, since = _note(log).read_text(encoding="ascii").split(" ", 1)
+    except (OSError, ValueError):
+        return False
+    if not pid.isdecimal() or not is_live(int(pid), since):
+        return False
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(int(pid), signal.SIGKILL)
+    return True
 
 
 def signal_name(status: int) -> str | None:

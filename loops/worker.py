@@ -8,7 +8,6 @@ no database: what it has done it tells, and what was done before it is told.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import queue
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from loops.events import Event, Failed, Finished, Note, to_line
+from loops.leash import die_with_parent
 from state.faults import NightpressError
 
 Emit = Callable[[Event], None]
@@ -79,8 +79,8 @@ def _demote() -> None:
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
         psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if (ask := die_with_parent()) is not None:
+        ask()
 
 
 def _press(job: Job, pipe: Pipe) -> None:

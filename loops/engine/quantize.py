@@ -21,6 +21,7 @@ from loops.engine.levels import UNQUANTIZED, Level
 from loops.engine.model import check_finite, load_model
 from loops.engine.native import EngineFailed, library, log
 from loops.engine.options import EngineOptions
+from loops.leash import die_with_parent
 from state.faults import NightpressError, failpoint
 from state.files import DiskFull, explained, fsync_file, fsync_folder, sha256_file, temporary_beside
 
@@ -309,7 +310,8 @@ def _run_tool(spec: QuantizeSpec, tool: Path, target: Path, progress: Progress) 
                str(spec.model.path), str(target), spec.level.name, str(spec.options.thread_count)]
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL,  # noqa: S603 - the user named the tool
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                                   preexec_fn=die_with_parent())
     except OSError as problem:
         raise ToolFailed(f"The tool {tool} does not start: {problem.strerror}. "
                          "Give the path of a llama-quantize binary to --quant-tool.") from problem
