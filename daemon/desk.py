@@ -88,7 +88,10 @@ class Desk:
     def queue(self, every: bool = False) -> list[dict[str, Any]]:
         """Return the jobs that wait and the one in work, or all there ever were; without their orders."""
         rows = self._service.ledger.jobs(waiting=not every)
+        work = self._service.foreman.runner.work
         for row in rows:
+            if work is not None and work.job["id"] == row["id"]:
+                row["run_id"] = work.run_id
             order = row.pop("spec")
             row["model"] = (order.get("plan") or {}).get("model")
         return rows

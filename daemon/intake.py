@@ -11,6 +11,7 @@ from typing import Any
 from daemon.errors import OrderRefused
 from daemon.settings import ModelEntry, Settings
 from loops.fingerprint import fingerprint
+from loops.pass1.criteria import parse_gates
 from loops.pass1.plan import PressPlan, parse_size
 from state.faults import NightpressError
 from state.manifest import check_name, slug
@@ -59,19 +60,12 @@ class Order:
             if plan is not None:
                 plan = replace(plan, blobs=str(settings.blobs), scratch=str(settings.scratch),
                                name=check_name(plan.name))
-                _check_gates(plan.gates, plan.max_degradation)
+                parse_gates(plan.gates, plan.max_degradation)
             return cls(plan, bool(spec.get("promoting", True)), bool(spec.get("fresh", False)), spec.get("deployed"))
         except NightpressError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise OrderRefused(f"This is no order for a job ({problem}).") from problem
-
-
-def _check_gates(gates: tuple[str, ...], max_degradation: float) -> None:
-    if gates:
-        from loops.pass1.criteria import parse_gates  # loads numpy, which an idle service does without
-
-        parse_gates(gates, max_degradation)
 
 
 def plan_for(settings: Settings, entry: ModelEntry) -> PressPlan:
@@ -81,7 +75,7 @@ def plan_for(settings: Settings, entry: ModelEntry) -> PressPlan:
         NightpressError: a size, gate or name is wrong, in a sentence.
     """
     path = entry.path.expanduser().absolute()
-    _check_gates(entry.gates, entry.max_degradation)
+    parse_gates(entry.gates, entry.max_degradation)
     return PressPlan(
         model=str(path), name=check_name(entry.name) if entry.name else name_of(path), levels=entry.levels,
         blobs=str(settings.blobs), scratch=str(settings.scratch), target_bytes=parse_size(entry.target_size),

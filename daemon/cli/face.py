@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -42,8 +42,8 @@ def headline(status: Mapping[str, Any]) -> str:
             f"{100 * job['share']:.0f} %{left}; {status['reason']}")
 
 
-def face(status: Mapping[str, Any]) -> RenderableType:
-    """Return everything a status tells, as a person wants to see it."""
+def face(status: Mapping[str, Any], lines: Sequence[Mapping[str, Any]] = ()) -> RenderableType:
+    """Return everything a status tells, as a person wants to see it, and the last lines of the log below."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
@@ -70,7 +70,9 @@ def face(status: Mapping[str, Any]) -> RenderableType:
         grid.add_row("[red]degraded[/]", escape(sentence))
     grid.add_row("process", f"{status['pid']}, up {short_duration(status['uptime_s'])}, version {status['version']}, "
                  f"state in {escape(status['state_dir'])}")
-    return Group(grid, sensors_table(status["sensors"]))
+    told = [Text(f"{local_time(line['timestamp'])} {line['event']}", "dim", overflow="ellipsis", no_wrap=True)
+            for line in lines]
+    return Group(grid, sensors_table(status["sensors"]), *told)
 
 
 def sensors_table(sensors: list[dict[str, Any]]) -> Table:

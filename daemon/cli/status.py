@@ -13,6 +13,8 @@ from daemon.cli.options import AsJson, StateDir, print_json
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.console import RenderableType
+
     from daemon.client import Client
     from daemon.settings import Settings
 
@@ -112,10 +114,13 @@ def watch(
                     Event().wait(every)
             from rich.live import Live
 
-            with Live(face(client.status()), console=out, screen=True, auto_refresh=False) as live:
+            def look() -> RenderableType:
+                return face(client.status(), client.ask("logs", query={"n": 8}))
+
+            with Live(look(), console=out, screen=True, auto_refresh=False) as live:
                 while True:
                     Event().wait(every)
-                    live.update(face(client.status()), refresh=True)
+                    live.update(look(), refresh=True)
         except KeyboardInterrupt:
             return
 

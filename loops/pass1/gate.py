@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import NormalDist
 
-import numpy as np
-
 from loops.pass1.spending import expanded, nominal_tails
 
 RESAMPLES = 10_000
@@ -88,6 +86,8 @@ def degradation(baseline: Sequence[float], candidate: Sequence[float], look: Loo
     Raises:
         ValueError: the lengths differ, there are no scenarios, or the original scores nothing.
     """
+    import numpy as np  # here, so that reading gates does without
+
     base, cand = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     if base.shape != cand.shape or not base.size:
         raise ValueError(f"{base.size} baseline scores and {cand.size} of the candidate cannot be paired")

@@ -15,9 +15,11 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 POWER = 1.5  #: exponent of the spending function
 GRID = 1201  #: points of the numerical integral; 10 times more move a tail by less than 1e-6
@@ -34,6 +36,8 @@ def spent(share: float, rate: float) -> float:
 
 def _exceeding(points: NDArray[np.float64], bound: float, spread: float) -> NDArray[np.float64]:
     """Return for each starting point the probability that a normal step of this spread ends above bound."""
+    import numpy as np
+
     return np.array([0.5 * math.erfc((bound - point) / spread / math.sqrt(2)) for point in points])
 
 
@@ -59,6 +63,8 @@ def nominal_tails(sizes: Sequence[int], rate: float) -> tuple[float, ...]:
 @functools.lru_cache(maxsize=64)
 def _tails(sizes: tuple[int, ...], rate: float) -> tuple[float, ...]:
     """Find each boundary of B(t), a Brownian motion, so that crossing it first at look k has its share."""
+    import numpy as np
+
     tails, before = [], 0.0
     points: NDArray[np.float64] = np.zeros(1)
     mass: NDArray[np.float64] = np.ones(1)  # of B at the last look, where no boundary was crossed

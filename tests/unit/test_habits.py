@@ -138,6 +138,33 @@ def test_the_command_line_starts_without_heavy_libraries() -> None:
     assert done.stdout.split() == []
 
 
+def test_the_service_starts_without_what_only_its_worker_needs() -> None:
+    heavy = set(HEAVY) - {"sqlalchemy"}
+    code = f"import sys, daemon.boot, daemon.control; print(*sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_the_reference_of_settings_is_up_to_date() -> None:
+    done = subprocess.run([sys.executable, "docs/settings_reference.py", "--check"], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_verb_is_documented() -> None:
+    from daemon.verbs import VERBS
+
+    text = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+    assert [verb.path for verb in VERBS.values() if verb.path not in text] == []
+
+
+def test_the_readme_tells_the_purpose_of_every_file_of_the_daemon() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = [path.name for path in (ROOT / "daemon").glob("*.py") if path.name != "__init__.py"]
+    assert [name for name in files if f"  {name}" not in text] == []
+
+
 @functools.cache
 def errors() -> tuple[type[NightpressError], ...]:
     """The base of all errors and every subclass in the packages, all modules imported."""
