@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from daemon.errors import SettingsWrong
 from state.faults import NightpressError
 from state.files import explained, make_folder
 from state.lock import Lock, StateBusy
@@ -32,10 +33,8 @@ class SocketRefused(NightpressError):
     exit_code = 7
 
 
-class SocketPathLong(NightpressError):
+class SocketPathLong(SettingsWrong):
     """The path of the control socket is too long for the system; shorten the setting `socket_path`."""
-
-    exit_code = 8
 
 
 def bind(path: Path) -> socket.socket:

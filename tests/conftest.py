@@ -21,7 +21,7 @@ from loops.starter import STARTER_GGUF
 SERVICE_MANAGER = ("STATE_DIRECTORY", "CONFIGURATION_DIRECTORY", "RUNTIME_DIRECTORY", "CACHE_DIRECTORY",
                    "LOGS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 #: endings of the names under which secrets lie in an environment
-SECRETS = ("_API_KEY", "_TOKEN", "_SECRET")
+SECRETS = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,6 +107,12 @@ class Running:
         with contextlib.suppress(NightpressError), self.client() as client:
             return dict(client.status())
         return None
+
+    def jobs(self) -> dict[int, str]:
+        """The state of every job there ever was, from the ledger itself."""
+        database = Path(os.environ["NIGHTPRESS_STATE_DIR"]) / "ledger.db"
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return dict(connection.execute("SELECT id, state FROM job").fetchall())
 
     def workers(self) -> list[Any]:
         """The worker processes of the service that live."""

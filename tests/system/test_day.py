@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,6 @@ def _add(service: Running, model: Path) -> None:
         client.ask("add", {"plan": plan.as_json()})
 
 
-def _states(nightpress: Any) -> list[str]:
-    return [row["state"] for row in json.loads(nightpress("queue", "--all", "--json").stdout)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [11])
 def test_a_day_of_comings_and_kills_ends_as_an_undisturbed_one(
@@ -81,16 +78,17 @@ def test_a_day_of_comings_and_kills_ends_as_an_undisturbed_one(
             _add(service, model)
         kills = sorted(rng.uniform(1.0, 22.0) for _ in range(8))
         began, events = time.monotonic(), [*DAY]
-        while (events or kills) and set(_states(nightpress)) != {"done"}:
+        while (events or kills) and set(service.jobs().values()) != {"done"}:
             hour = (time.monotonic() - began) * SPEED / 3600
             while events and events[0][0] <= hour:
                 service.feel(events.pop(0)[1])
             if kills and kills[0] <= hour:
                 kills.pop(0)
                 _kill(service, rng, poll)
+            threading.Event().wait(0.1)
         service.feel(QUIET)
         poll(lambda: service.status() is not None, 60, "the service's answer")
-        poll(lambda: set(_states(nightpress)) == {"done"}, 400, "the end of all jobs")
+        poll(lambda: set(service.jobs().values()) == {"done"}, 400, "the end of all jobs")
         assert service.end() == 0
     assert "Traceback" not in service.log()
     assert _figures(nightpress) == _figures(undisturbed)

@@ -55,10 +55,6 @@ def add(service: Running, **wanted: Any) -> int:
         return int(client.ask("add", {"plan": plan.as_json(), **wanted})["job"])
 
 
-def jobs(nightpress: Any) -> dict[int, str]:
-    return {row["id"]: row["state"] for row in json.loads(nightpress("queue", "--all", "--json").stdout)}
-
-
 def test_it_waits_while_the_machine_is_in_use_and_works_when_it_is_idle(
         service: Running, nightpress: Any, poll: Any) -> None:
     service.feel(BUSY)
@@ -69,7 +65,7 @@ def test_it_waits_while_the_machine_is_in_use_and_works_when_it_is_idle(
     assert waiting["next"]["id"] == number
     assert service.workers() == []
     service.feel(QUIET)
-    poll(lambda: jobs(nightpress)[number] == "done", 120, "the job's end")
+    poll(lambda: service.jobs()[number] == "done", 120, "the job's end")
     status = service.status()
     assert status is not None
     assert status["release"]["level"] == "Q4_K_M"
@@ -89,9 +85,9 @@ def test_somebody_is_back_the_worker_stops_within_a_second_and_its_memory_is_fre
     poll(lambda: worker.status() == psutil.STATUS_STOPPED, 5, "the worker's stop")
     assert at(service, poll, "stopped")["reason"] == "busy: cpu 80 % > 15 %"
     poll(lambda: not worker.is_running(), 20, "the worker's end")
-    assert jobs(nightpress) == {number: "queued"}
+    assert service.jobs() == {number: "queued"}
     service.feel(QUIET)
-    poll(lambda: jobs(nightpress)[number] == "done", 120, "the job's end")
+    poll(lambda: service.jobs()[number] == "done", 120, "the job's end")
     with sqlite3.connect(nightpress.state / "ledger.db") as connection:
         assert connection.execute("select count(*) from run").fetchone() == (1,)  # the same run went on
 
@@ -107,7 +103,7 @@ def test_a_short_disturbance_stops_the_worker_and_does_not_end_it(service: Runni
     service.feel(QUIET)
     poll(lambda: not worker.is_running() or worker.status() != psutil.STATUS_STOPPED, 10, "the worker going on")
     assert service.workers() in ([worker], [])
-    poll(lambda: jobs(nightpress)[number] == "done", 120, "the job's end")
+    poll(lambda: service.jobs()[number] == "done", 120, "the job's end")
 
 
 def test_short_memory_ends_a_stopped_worker_at_once(service: Running, poll: Any) -> None:
@@ -126,10 +122,10 @@ def test_what_was_asked_for_runs_whatever_the_load(service: Running, nightpress:
     first, second = add(service, name="first"), add(service, name="second")
     answer = json.loads(nightpress("run-now", str(second), "--json").stdout)
     assert answer["state"] == "started"
-    poll(lambda: jobs(nightpress)[second] == "done", 120, "the end of what was asked for")
-    assert jobs(nightpress)[first] == "queued"
+    poll(lambda: service.jobs()[second] == "done", 120, "the end of what was asked for")
+    assert service.jobs()[first] == "queued"
     assert add(service, name="third", urgent=True) == 3
-    poll(lambda: jobs(nightpress)[3] == "done", 120, "the end of the urgent one")
+    poll(lambda: service.jobs()[3] == "done", 120, "the end of the urgent one")
 
 
 def test_run_hands_over_and_prints_what_a_run_of_its_own_prints(service: Running, nightpress: Any, poll: Any) -> None:
@@ -153,7 +149,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_work(service: Running, nightpress:
         watching.send_signal(signal.SIGINT)
         _, err = watching.communicate(timeout=20)
     assert "nightpress cancel 1" in err
-    assert jobs(nightpress) == {1: "queued"}
+    assert service.jobs() == {1: "queued"}
     assert json.loads(nightpress("cancel", "1", "--json").stdout)["state"] == "removed"
     assert json.loads(nightpress("cancel", "1", "--json").stdout)["state"] == "already_cancelled"
 
@@ -195,7 +191,7 @@ def test_a_pause_outlives_a_restart(service: Running, nightpress: Any, poll: Any
     assert at(service, poll, "paused")["queued"] == 1
     assert "resume" in nightpress("run-now", str(number), status=15).stderr
     nightpress("resume")
-    poll(lambda: jobs(nightpress)[number] == "done", 120, "the job's end")
+    poll(lambda: service.jobs()[number] == "done", 120, "the job's end")
     assert json.loads(nightpress("pause", "--for", "1h", "--json").stdout)["state"] == "paused"
     assert "paused until" in nightpress("status").stdout
 
@@ -217,7 +213,7 @@ def test_sigterm_in_any_state_ends_it_within_ten_seconds_and_leaves_nothing_behi
     for worker in workers:
         assert not worker.is_running()
     assert violations(nightpress.state, nightpress.deploy, deep=True) == []
-    assert jobs(nightpress) == {1: "queued"}
+    assert service.jobs() == {1: "queued"}
     assert not list(Path(os.environ["XDG_RUNTIME_DIR"]).glob("nightpress/*.sock"))
 
 
@@ -237,7 +233,7 @@ def test_killed_its_worker_is_gone_within_two_seconds_and_the_job_goes_on_later(
         poll(lambda worker=worker: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 2, "its end")
     service.feel(QUIET)
     began(service, poll)
-    poll(lambda: jobs(nightpress)[number] == "done", 120, "the job's end")
+    poll(lambda: service.jobs()[number] == "done", 120, "the job's end")
     assert service.end() == 0
     assert violations(nightpress.state, nightpress.deploy, deep=True) == []
 
@@ -286,7 +282,7 @@ def test_a_settled_file_in_a_watched_folder_is_queued_once(
         service.feel(BUSY)
         began(service, poll)
         assert scheduler.SCAN_S == 30
-        poll(lambda: jobs(nightpress) != {}, 90, "the file's job")
+        poll(lambda: service.jobs() != {}, 90, "the file's job")
         (row,) = json.loads(nightpress("queue", "--json").stdout)
         assert (row["name"], row["source"]) == ("mine", "folder")
 
@@ -304,8 +300,8 @@ def test_a_model_that_cannot_be_read_fails_and_the_next_is_done(
         plan = PressPlan(model=str(broken), name="broken", blobs="", scratch="")
         number = client.ask("add", {"plan": plan.as_json()})["job"]
     after = add(service)
-    poll(lambda: jobs(nightpress)[number] == "failed", 60, "its failure")
-    poll(lambda: jobs(nightpress)[after] == "done", 120, "the next job's end")
+    poll(lambda: service.jobs()[number] == "failed", 60, "its failure")
+    poll(lambda: service.jobs()[after] == "done", 120, "the next job's end")
     poll(lambda: told.exists() and told.read_text().endswith("}"), 20, "the hook")
     assert json.loads(told.read_text())["model"] == "broken"
 
@@ -315,7 +311,7 @@ def test_a_full_disk_is_tried_again_later_and_the_service_lives(service: Running
     service.start(NIGHTPRESS_TESTING="1", NIGHTPRESS_FAILPOINT="backup.written@1:raise:ENOSPC")
     poll(lambda: service.status() is not None, 30, "the service's answer")
     number = add(service)
-    poll(lambda: jobs(nightpress)[number] == "done", 180, "the job's end")
+    poll(lambda: service.jobs()[number] == "done", 180, "the job's end")
     assert "full" in service.log()
     assert service.end() == 0
     assert violations(nightpress.state, nightpress.deploy, deep=True) == []

@@ -112,12 +112,12 @@ def test_the_worker_may_demote_itself() -> None:
 @pytest.mark.parametrize("name", ["nightpress.service", "nightpress-user.service"])
 def test_a_daemon_that_cannot_work_is_not_started_again(name: str) -> None:
     from daemon.errors import SettingsWrong
-    from daemon.listening import SocketBusy, SocketPathLong, SocketRefused
+    from daemon.listening import SocketBusy, SocketRefused
     from state.lock import StateBusy
 
     found = directives(name)
     assert found["Restart"] == ["on-failure"]
-    hopeless = (SettingsWrong, StateBusy, SocketBusy, SocketRefused, SocketPathLong)
+    hopeless = (SettingsWrong, StateBusy, SocketBusy, SocketRefused)
     assert found["RestartPreventExitStatus"] == [" ".join(str(error.exit_code) for error in hopeless)]
     assert found["OOMPolicy"] == ["continue"]
 
