@@ -110,8 +110,8 @@ def run_hooks(hooks: Hooks, kind: Kind, facts: Mapping[str, Any], *, stop: threa
 
     A command gets `facts` with `event` and `at` as JSON on its standard input, the environment of a worker, what
     names the user's session, and NIGHTPRESS_EVENT. It and all its children are killed at the time limit; what it
-    leaves behind in its process group when it exits is killed too. The address gets the same JSON by POST. No answer within
-    `answer_s`, 429 and 5xx are tried again after each of `delays_s`; a redirect is not followed.
+    leaves behind in its process group when it exits is killed too. The address gets the same JSON by POST. No
+    answer within `answer_s`, 429 and 5xx are tried again after each of `delays_s`; a redirect is not followed.
 
     Blocks, so give it a thread. Never raises: what goes wrong stands in the outcome. A name server that
     does not answer may hold it longer than `answer_s`.

@@ -120,7 +120,7 @@ class Runner:
         try:
             outcome = self._carry_out(work, number, show)
         except Interrupted as problem:
-            outcome = Outcome(number, work.run_id, str(problem), interrupted=True)
+            outcome = Outcome(number, work.run_id, work.grip.reason or str(problem), interrupted=True)
         except NightpressError as problem:
             outcome = Outcome(number, work.run_id, str(problem), exit_code=problem.exit_code)
         except Exception as problem:  # noqa: BLE001 - a bug in one job must not end the service; the log gets all of it
