@@ -23,7 +23,8 @@ from state.ledger import Ledger, RunState
 
 
 def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, grip: Grip, *,
-          promoting: bool = True, fresh: bool = False, opened: Callable[[int], None] | None = None) -> int:
+          promoting: bool = True, fresh: bool = False, own_run: int | None = None,
+          opened: Callable[[int], None] | None = None) -> int:
     """Press a model and release the chosen level; return the number of the run.
 
     Whatever an earlier process left behind is tidied first. Killed at any moment, the same plan
@@ -37,6 +38,7 @@ def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, grip:
         grip: by which it is stopped for a while, or ended; ended, it can be resumed.
         promoting: release the chosen level.
         fresh: do not use results of earlier runs.
+        own_run: that the same job began before, with which a fresh one goes on.
         opened: is given the number of the run as soon as there is one.
 
     Raises:
@@ -55,7 +57,7 @@ def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, grip:
         if not found.extra_buffers:
             show(Note(found.reason))
     pressing = Pressing(ledger, settings, replace(plan, options=options), show, grip, fresh=fresh,
-                        opened_run=opened)
+                        own_run=own_run, opened_run=opened)
     try:
         outcome = pressing.run()
         run_id, chosen, reason = pressing.run_id, outcome.chosen, outcome.reason

@@ -142,7 +142,7 @@ class Runner:
         if order.plan is None:
             return Outcome(number, None, f"The deployed file of {order.deployed} is whole and answers.")
         run_id = press(self._ledger, work.settings, order.plan, show, work.grip, promoting=order.promoting,
-                       fresh=order.fresh, opened=opened)
+                       fresh=order.fresh, own_run=work.job["run_id"], opened=opened)
         run = self._ledger.run(run_id)
         return Outcome(number, run_id, run["reason"], run["chosen_level"])
 

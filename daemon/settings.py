@@ -100,7 +100,7 @@ class Settings(BaseModel):
     idle_after_s: float = Field(Limits.idle_after_s, ge=0, description="all sensors must agree for so long")
     hold_down_s: float = Field(Limits.hold_down_s, ge=0, description="once busy, busy for at least so long")
     stale_after_s: float = Field(Limits.stale_after_s, gt=0, description="a reading older than this is busy")
-    yield_after_s: float = Field(15, ge=0, description="busy for so long, a stopped worker is ended, its memory freed")
+    yield_after_s: float = Field(10, ge=0, description="busy for so long, a stopped worker is ended, its memory freed")
     tick_s: float = Field(5, ge=0.5, le=10, description="between looks; four a second when a job is in work")
     presence_away_s: float = Field(Limits.presence_away_s, ge=0, description="seconds since the last input")
     cpu_percent: float = Field(Limits.cpu_percent, gt=0, le=100, description="of all processors, by others, is busy")

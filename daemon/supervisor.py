@@ -111,6 +111,7 @@ class Pressing:
         settled: levels that are not to be tried, with state and reason.
         resumed: an interrupted run goes on.
         fresh: results of earlier runs are not used; those of this run are.
+        own_run: that the same job began before it was interrupted; a fresh one goes on with it.
         opened_run: is given the number of the run as soon as there is one.
         died_early: signals of workers that died before they had opened the model.
     """
@@ -125,6 +126,7 @@ class Pressing:
     settled: dict[str, dict[str, str]] = field(default_factory=dict)
     resumed: bool = False
     fresh: bool = False
+    own_run: int | None = None
     opened_run: Callable[[int], None] | None = None
     died_early: list[str] = field(default_factory=list)
 
@@ -218,7 +220,7 @@ class Pressing:
         """Find the interrupted run of this plan, or start one; remember the model's hash."""
         self.opened = event
         if not self.run_id:
-            found = None if self.fresh else self.ledger.find_resumable(event.plan_fingerprint)
+            found = self._resumable(event.plan_fingerprint)
             if found is not None:
                 self.ledger.resume_run(found)
                 self.run_id, self.resumed = found, True
@@ -238,6 +240,16 @@ class Pressing:
             for level in self._levels():
                 if key == self._crash_key(level):
                     self.settled[level] = {"state": "quarantined", "reason": reason}
+
+    def _resumable(self, plan_fingerprint: str) -> int | None:
+        """Return the interrupted run to go on with: a fresh one only with the run it began itself."""
+        if not self.fresh:
+            return self.ledger.find_resumable(plan_fingerprint)
+        if self.own_run is None:
+            return None
+        run = self.ledger.run(self.own_run)
+        goes_on = run["state"] == RunState.INTERRUPTED and run["plan_fingerprint"] == plan_fingerprint
+        return self.own_run if goes_on else None
 
     def _levels(self) -> tuple[str, ...]:
         from loops.engine.ladders import ORIGINAL_LADDER

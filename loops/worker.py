@@ -71,7 +71,7 @@ def _end_group() -> None:
 
 
 def _demote() -> None:
-    """Ask for the lowest priority, to go first when memory is short, and to die with the parent even while stopped."""
+    """Ask for the lowest priority, and to go first when memory is short."""
     import psutil
 
     os.nice(19)
@@ -79,8 +79,6 @@ def _demote() -> None:
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
         psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
-    if (ask := die_with_parent()) is not None:
-        ask()
 
 
 def _press(job: Job, pipe: Pipe) -> None:
@@ -133,6 +131,8 @@ JOBS: dict[str, Callable[[Job, Pipe], None]] = {
 
 def main() -> int:
     """Carry out the job on standard input; return the exit status."""
+    if (ask := die_with_parent()) is not None:
+        ask()  # first of all: from here on a worker that is stopped does not outlive its parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     pipe = Pipe()
     try:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,10 +39,36 @@ def _dump(tables: dict[str, list[dict[str, Any]]]) -> str:
     return json.dumps(tables, ensure_ascii=False, separators=(",", ":"))
 
 
-def read_tables(ledger: Queries) -> dict[str, list[dict[str, Any]]]:
-    """Return every row of every table as stored (JSON columns as text), in one consistent view."""
-    with ledger.snapshot():
-        return {table: ledger.stored_rows(table) for table in tables_of(ledger.migrations())}
+def _stream(state_dir: Path) -> Iterator[bytes]:
+    """Yield a backup part by part, of one moment of the ledger, a row in memory at a time.
+
+    Over a connection of its own, so that nobody who writes meanwhile waits.
+    """
+    with contextlib.closing(connect(state_dir / LEDGER, read_only=True)) as connection:
+        ledger = Queries(connection, state_dir)
+        connection.execute("BEGIN")
+        head = {"format": FORMAT, "created_at": utc_now(), "migrations": ledger.migrations()}
+        yield json.dumps(head)[:-1].encode() + b', "tables": '
+        digest = hashlib.sha256()
+        for part in _tables(ledger):
+            content = part.encode("utf-8", "replace")
+            digest.update(content)
+            yield content
+        yield b', "sha256": "' + digest.hexdigest().encode() + b'"}\n'
+
+
+def _tables(ledger: Queries) -> Iterator[str]:
+    """Yield what `_dump` returns of all tables, in parts."""
+    separator = "{"
+    for table in tables_of(ledger.migrations()):
+        yield f'{separator}"{table}":['
+        first = True
+        for row in ledger.each_stored_row(table):
+            yield ("" if first else ",") + json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+            first = False
+        yield "]"
+        separator = ","
+    yield "}"
 
 
 def tables_of(migrations: Collection[str]) -> list[str]:
@@ -59,18 +85,15 @@ def write_backup(ledger: Queries, keep: int = 5) -> Path:
     Raises:
         DiskFull, StateUnwritable: as the disk says; earlier backups stay.
     """
+    from state.transaction import explained_sql  # loads SQLModel
+
     folder = ledger.state_dir / "backups"
-    body = _dump(read_tables(ledger))
-    head = {
-        "format": FORMAT, "created_at": utc_now(), "migrations": ledger.migrations(),
-        "sha256": hashlib.sha256(body.encode()).hexdigest(),
-    }
-    content = json.dumps(head)[:-1] + ', "tables": ' + body + "}\n"
     kind = _SUFFIX_DEGRADED if degraded(ledger.state_dir) else ""
     with explained(folder):
         make_folder(folder, 0o700)
         path = folder / f"ledger-{utc_compact()}{kind}.json"
-        write_atomic(path, content.encode())
+        with explained_sql(ledger.state_dir):
+            write_atomic(path, _stream(ledger.state_dir))
         failpoint("backup.written")
         everything = backups(ledger.state_dir)
         alike = [old for old in everything if old.stem.endswith(_SUFFIX_DEGRADED) == bool(kind)]

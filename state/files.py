@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -104,8 +104,8 @@ def rename(old: Path, new: Path) -> None:
         fsync_folder(old.parent)
 
 
-def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace `path` by `content`; on return it is durable, on any failure the old file stands.
+def write_atomic(path: Path, content: bytes | Iterable[bytes], mode: int = 0o600) -> None:
+    """Replace `path` by `content`, whole or in parts; on return it is durable, on any failure the old file stands.
 
     Raises:
         OSError: as the operating system says; the temporary file is gone.
@@ -114,7 +114,7 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            stream.writelines([content] if isinstance(content, bytes) else content)
             failpoint("files.written")
             stream.flush()
             os.fchmod(stream.fileno(), mode)

@@ -96,6 +96,16 @@ class Queries:
         order = " ORDER BY rowid" if name not in ("leaderboard", "latest_run", "queue") else ""
         return self.rows(f'SELECT * FROM "{_identifier(name)}"{order}', raw=True)  # noqa: S608  checked name
 
+    def each_stored_row(self, name: str) -> Iterator[Row]:
+        """Yield the rows of a table one after the other, exactly as stored, in the order they were written.
+
+        Takes no guard: for a connection that belongs to one thread.
+        """
+        cursor = self._connection.execute(f'SELECT * FROM "{_identifier(name)}" ORDER BY rowid')  # noqa: S608  checked
+        columns = [column[0] for column in cursor.description]
+        for row in cursor:
+            yield dict(zip(columns, row, strict=True))
+
     def columns(self, name: str) -> list[str]:
         """Return the column names of a table or view."""
         return [row["name"] for row in self.rows("SELECT name FROM pragma_table_info(?)", (name,))]

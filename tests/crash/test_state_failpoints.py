@@ -19,6 +19,7 @@ from state.blobs import BlobStore
 from state.check import repair, violations
 from state.files import DiskFull
 from state.ledger import Ledger, LevelState, RunSpec, RunState
+from state.migrations import MIGRATIONS
 
 SCRIPT = Path(__file__).parents[1] / "fakes" / "state_operations.py"
 _spec = importlib.util.spec_from_file_location("state_operations", SCRIPT)
@@ -36,13 +37,13 @@ CASES = {
     "blob.known": "adopt_known", "blob.synced": "adopt", "blob.adopted": "adopt",
     "blob.copied": "adopt_copied", "blob.removed": "collect",
     "ledger.opened": "record", "ledger.commit": "record", "ledger.committed": "record",
-    "ledger.recovering": "recover", "migration.applied": "migrate",
+    "ledger.recovering": "recover", "jobs.requeueing": "requeue", "migration.applied": "migrate",
     "ledger.set_aside_marked": "open_damaged", "ledger.set_aside_renamed": "open_damaged",
     "backup.written": "back_up",
     "restore.built": "restore", "restore.set_aside": "restore", "restore.renamed": "restore",
 }
-# the manifest is written twice in a promotion, the schema in three steps: each passage is a case
-PASSAGES = {"files.written": 2, "files.synced": 1, "migration.applied": 3}
+# the manifest is written twice in a promotion, the schema in several steps: each passage is a case
+PASSAGES = {"files.written": 2, "files.synced": 1, "migration.applied": len(MIGRATIONS)}
 POINTS = [
     f"{name}@{passage}" if PASSAGES.get(name, 1) > 1 else name
     for name in CASES for passage in range(1, PASSAGES.get(name, 1) + 1)

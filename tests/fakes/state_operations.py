@@ -107,6 +107,13 @@ def recover(base: Path) -> None:
         ledger.recover()
 
 
+def requeue(base: Path) -> None:
+    from state.ledger import Ledger
+
+    with Ledger.open(base / "state", "test") as ledger:
+        ledger.requeue_orphans()
+
+
 def open_damaged(base: Path) -> None:
     from state.ledger import Ledger
 
@@ -156,7 +163,7 @@ def write_on(base: Path) -> None:
 OPERATIONS: dict[str, Callable[[Path], None]] = {
     function.__name__: function
     for function in (promote, rollback, retain, adopt, adopt_known, adopt_copied, collect, record, migrate,
-                     recover, open_damaged, back_up, restore, start_and_wait, write_on)
+                     recover, requeue, open_damaged, back_up, restore, start_and_wait, write_on)
 }
 
 if __name__ == "__main__":
