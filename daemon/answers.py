@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from pydantic import BaseModel, ConfigDict, Field
+
+#: of a job or a run; SQLite has no more than 64 bits
+Number = Annotated[int, Interval(ge=-(2**63), le=2**63 - 1)]
 
 
 class Strict(BaseModel):
@@ -123,13 +127,13 @@ class Add(Strict):
 class Which(Strict):
     """A job by its number; none for the obvious one."""
 
-    job: int | None = None
+    job: Number | None = None
 
 
 class Place(Strict):
     """A place of the queue, 1 for the next."""
 
-    place: int = Field(ge=1)
+    place: int = Field(ge=1, le=1_000_000)
 
 
 class Pause(Strict):
@@ -141,7 +145,7 @@ class Pause(Strict):
 class Promote(Strict):
     """What to release; none for the last run and its choice."""
 
-    run: int | None = None
+    run: Number | None = None
     level: str | None = None
 
 

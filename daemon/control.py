@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from daemon import answers
 from daemon.desk import Desk
+from daemon.errors import ServiceRefused
 from daemon.exposition import exposition
 from daemon.hub import Message, Subscription
 from daemon.logs import Logs
@@ -137,8 +138,8 @@ async def _parts(subscription: Subscription, wanted: Callable[[Message], bool]) 
             upcoming.cancel()
 
 
-def _fault(status: int, code: str, message: str, **more: Any) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message, **more}}, status)
+def _fault(status: int, code: str, message: str, exit_code: int = ServiceRefused.exit_code) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message, "exit_code": exit_code}}, status)
 
 
 async def _refused(_request: Request, problem: Exception) -> Response:

@@ -19,7 +19,7 @@ from daemon.engine import probe
 from daemon.errors import OrderRefused, ServiceRefused
 from daemon.foreman import utc
 from daemon.intake import Order, name_of, plan_for
-from daemon.promotion import promote
+from daemon.promotion import check_promotable, promote
 from daemon.service import Service
 from daemon.settings import ModelEntry
 from daemon.summary import summarise
@@ -100,7 +100,7 @@ class Desk:
         """Return the newest runs."""
         return self._service.ledger.runs(limit)
 
-    def run(self, run_id: int) -> dict[str, Any]:
+    def run(self, run_id: answers.Number) -> dict[str, Any]:
         """Return one run as its summary file has it."""
         return summarise(self._service.ledger, run_id)
 
@@ -127,19 +127,20 @@ class Desk:
                 target_size=wanted.target_size, max_degradation=wanted.max_degradation, levels=tuple(wanted.levels),
                 gates=tuple(wanted.gates))
             order = Order(plan_for(settings, entry), wanted.promoting, wanted.fresh)
-        assert order.plan is not None  # noqa: S101 - made above
+        if order.plan is None:
+            raise OrderRefused("Say which model: path, or a whole plan.")
         spec = JobSpec(order.plan.name, "command", order.as_json(), priority=wanted.priority, urgent=wanted.urgent)
         after = self._service.hub.last
         number = self._ask(lambda: self._service.foreman.add(spec))
         return answers.Done(state="queued", message=f"Queued {spec.name} as job {number}.", job=number, after=after)
 
-    def remove(self, job_id: int) -> answers.Done:
+    def remove(self, job_id: answers.Number) -> answers.Done:
         """Take a waiting job off the queue."""
         state = self._ask(lambda: self._service.foreman.remove(job_id))
         return _done(state, f"Job {job_id} is off the queue." if state == "removed" else f"Job {job_id} was "
                      f"{state.removeprefix('already_')} before.", job_id)
 
-    def move(self, job_id: int, place: answers.Place) -> answers.Done:
+    def move(self, job_id: answers.Number, place: answers.Place) -> answers.Done:
         """Move a waiting job."""
         got = self._ask(lambda: self._service.foreman.move(job_id, place.place))
         return _done("moved", f"Job {job_id} is number {got} of the queue.", job_id, place=got)
@@ -181,6 +182,7 @@ class Desk:
         level = wanted.level or ledger.run(number)["chosen_level"]
         if level is None:
             raise NotPromotable(f"Run {number} chose no level. Name one that passed.")
+        check_promotable(ledger, number, level)  # before the engine is asked anything
         before = max((row["id"] for row in ledger.releases()), default=0)
         made = promote(ledger, settings, number, level,
                        EngineOptions(threads=settings.threads, extra_buffers=probe(settings.state_dir).extra_buffers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from daemon import scheduler as due
@@ -15,7 +16,7 @@ from state.backup import write_backup
 from state.blobs import BlobStore
 from state.check import violations
 from state.faults import NightpressError
-from state.ledger import RunState
+from state.ledger import JobSpec, RunState
 
 if TYPE_CHECKING:
     from daemon.service import Service
@@ -85,15 +86,17 @@ class Errands:
         service, settings = self._service, self._service.settings
         for folder in settings.watch:
             service.report(f"watch {folder}", "" if folder.is_dir() else f"The watched folder {folder} is not there.")
-        for spec in [*self._folders.scan(settings, service.now().monotonic_s), *declared(settings)]:
-            if not service.ledger.has_job(spec.key):
-                service.ask(lambda spec=spec: service.foreman.add(spec))  # type: ignore[misc]
+        for spec in chain(self._folders.scan(settings, service.now().monotonic_s), declared(settings)):
+            service.ask(lambda spec=spec: self._add_once(spec))  # type: ignore[misc]
 
     def declare(self) -> None:
         """Queue the declared models that never were; called on the main loop."""
         for spec in declared(self._service.settings):
-            if not self._service.ledger.has_job(spec.key):
-                self._service.foreman.add(spec)
+            self._add_once(spec)
+
+    def _add_once(self, spec: JobSpec) -> None:
+        if not self._service.ledger.has_job(spec.key):
+            self._service.foreman.add(spec)
 
     def reevaluate(self) -> int:
         """Queue a check of every deployed model that does not wait for one already; return how many.
@@ -112,5 +115,7 @@ class Errands:
             deployed[name] = run["plan"] if run and run["state"] == RunState.FINISHED else None
         for spec in reevaluations(deployed):
             service.foreman.add(spec)
-        ledger.keep_in_mind(REEVALUATED, utc(service.now().wall))
+        now = due.present()
+        ledger.keep_in_mind(REEVALUATED, utc(now))
+        service.scheduler.reevaluated(now)
         return len(deployed)

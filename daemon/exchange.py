@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from daemon.errors import ServiceRefused
 from daemon.socket_place import peer, permitted
 
 LOG = logging.getLogger("nightpress.control")
@@ -64,7 +65,7 @@ def _too_large(body_bytes: int) -> tuple[int, str, str]:
 
 def fault_body(code: str, message: str) -> bytes:
     """Return the JSON that tells a client what went wrong."""
-    return json.dumps({"error": {"code": code, "message": message}}).encode()
+    return json.dumps({"error": {"code": code, "message": message, "exit_code": ServiceRefused.exit_code}}).encode()
 
 
 class Exchange(RequestResponseCycle):

@@ -51,8 +51,6 @@ class Foreman:
         self.gpu_layers: int | None = None
         self.stopping = False
         self._verdict: Verdict | None = None
-        self._fate: tuple[JobState, str] | None = None  # what the job in work becomes when it was ended for good
-        self._releases = 0
         self._stopped_busy_s = 0.0
         self._acted_s: float | None = None
         self.last_release: Release | None = None
@@ -138,8 +136,7 @@ class Foreman:
             self.refresh()
             return
         self.ledger.begin_job(number)
-        self._releases = max((found["id"] for found in self.ledger.releases()), default=0)
-        self._fate, self._stopped_busy_s = None, 0.0
+        self._stopped_busy_s = 0.0
         self.refresh()
         self._tell_job("job.started", f"Began {row['name']} (job {number}).", number)
         self.runner.start(self.ledger.job(number), order, settings)
@@ -167,17 +164,16 @@ class Foreman:
                 run=row.get("run_id"), model=work.job["name"] if work else None, level_name=event.level,
                 state=event.state, **facts)
         elif isinstance(event, events.Note):
-            say("job.note", event.message.strip().splitlines()[-1], job=number)
+            say("job.note", event.message.strip() or "(nothing)", job=number)
 
     def came_back(self, outcome: Outcome, moment: Moment) -> None:
-        """Record how a job came back, and tell whom it concerns."""
+        """Record how a job came back, and tell whom it concerns; failed by a full disk, it can be called again."""
+        work = self.runner.work
         row = self.ledger.job(outcome.job_id)
-        after = self._next(outcome, row)
+        after = self._next(outcome, row, work.fate if work is not None else None)
         not_before = utc(moment.wall + timedelta(seconds=after.delay_s)) if after.delay_s else None
         self.ledger.end_job(outcome.job_id, after.state, after.reason, run_id=outcome.run_id, not_before=not_before,
                             attempts=after.attempts)
-        self._fate = None
-        self.refresh()
         level: Level = "error" if after.given_up else "info"
         facts: dict[str, Any] = {"state": after.state.value, "run": outcome.run_id, "chosen": outcome.chosen,
                  "exit_code": outcome.exit_code, "attempts": row["attempts"], "not_before": not_before,
@@ -186,26 +182,25 @@ class Foreman:
                  JobState.FAILED: "failed", JobState.QUARANTINED: "is set aside"}[after.state]
         self._tell_job(f"job.{after.state.value}", f"{row['name']} {words}. {after.reason}".strip(), outcome.job_id,
                        level=level, **facts)
+        self.runner.clear()
+        self.refresh()
         if after.given_up:
             self._run_hooks("failure", {"model": row["name"], "job": outcome.job_id, "run": outcome.run_id,
                                         "reason": after.reason, "exit_code": outcome.exit_code})
-        if after.state is JobState.DONE:
-            self._tell_releases(outcome)
+        if after.state is JobState.DONE and work is not None:
+            for found in self.ledger.releases():
+                if found["id"] > work.releases and found["run_id"] == outcome.run_id:
+                    self.tell_release(found, outcome.reason)
 
-    def _next(self, outcome: Outcome, row: Mapping[str, Any]) -> Next:
+    def _next(self, outcome: Outcome, row: Mapping[str, Any], fate: tuple[JobState, str] | None) -> Next:
         if outcome.interrupted:
-            if self._fate is not None:
-                return Next(*self._fate)
+            if fate is not None:
+                return Next(*fate)
             return after_yield(outcome.reason, row["attempts"])
         if outcome.exit_code:
             return after_problem(outcome.exit_code, outcome.reason, row["attempts"], self.settings.retry_after_s,
                                  self.settings.max_attempts)
         return Next(JobState.DONE, outcome.reason)
-
-    def _tell_releases(self, outcome: Outcome) -> None:
-        for found in self.ledger.releases():
-            if found["id"] > self._releases and found["run_id"] == outcome.run_id:
-                self.tell_release(found, outcome.reason)
 
     def tell_release(self, found: Mapping[str, Any], reason: str) -> None:
         """Tell hooks, log and listeners of a release that was recorded."""
@@ -235,8 +230,8 @@ class Foreman:
             self._telling[-1].start()
 
     def _tell_job(self, action: str, message: str, number: int, *, level: Level = "info", **facts: Any) -> None:
-        self._hub.publish("job", {"job": number, "action": action, "message": message, **facts})
         self.ledger.record_event(action, facts.get("run"), None, {"job": number, "message": message})
+        self._hub.publish("job", {"job": number, "action": action, "message": message, **facts})
         say(action, message, level=level, job=number, **facts)
 
     # what is asked for
@@ -281,7 +276,7 @@ class Foreman:
             if row["state"] == JobState.QUEUED:
                 return self.remove(number), number
             return f"already_{row['state']}", number
-        self._fate = (JobState.CANCELLED, "Cancelled on request.")
+        work.fate = JobState.CANCELLED, "Cancelled on request."
         work.grip.end("Cancelled on request.")
         return "cancelling", int(work.job["id"])
 

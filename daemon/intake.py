@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from daemon.errors import OrderRefused
 from daemon.settings import ModelEntry, Settings
@@ -55,17 +60,34 @@ class Order:
         Raises:
             OrderRefused: it is none.
         """
-        try:
-            plan = PressPlan.from_json(spec["plan"]) if spec.get("plan") else None
-            if plan is not None:
-                plan = replace(plan, blobs=str(settings.blobs), scratch=str(settings.scratch),
-                               name=check_name(plan.name))
-                parse_gates(plan.gates, plan.max_degradation)
-            return cls(plan, bool(spec.get("promoting", True)), bool(spec.get("fresh", False)), spec.get("deployed"))
-        except NightpressError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
-            raise OrderRefused(f"This is no order for a job ({problem}).") from problem
+        plan = None
+        if spec.get("plan") is not None:
+            plan = _plan(spec["plan"])
+            plan = replace(plan, blobs=str(settings.blobs), scratch=str(settings.scratch), name=check_name(plan.name))
+            parse_gates(plan.gates, plan.max_degradation)
+        return cls(plan, bool(spec.get("promoting", True)), bool(spec.get("fresh", False)), spec.get("deployed"))
+
+
+@functools.cache
+def _plans() -> TypeAdapter[PressPlan]:
+    return TypeAdapter(PressPlan)
+
+
+def _plan(fields: Any) -> PressPlan:
+    """Return the plan that fields of JSON hold, every one of them known and of its type.
+
+    Raises:
+        OrderRefused: naming the first that is not.
+    """
+    try:
+        _plans().validate_python(fields)
+        return PressPlan.from_json(fields)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "plan"
+        raise OrderRefused(f"The plan cannot be carried out: {where}: {first['msg']}.") from problem
+    except (TypeError, ValueError, AttributeError) as problem:
+        raise OrderRefused(f"The plan cannot be carried out: {problem}.") from problem
 
 
 def plan_for(settings: Settings, entry: ModelEntry) -> PressPlan:
@@ -82,13 +104,26 @@ def plan_for(settings: Settings, entry: ModelEntry) -> PressPlan:
         max_degradation=entry.max_degradation, gates=entry.gates, timeout_s=settings.level_timeout_s)
 
 
-def _facts(path: Path) -> tuple[int, int] | None:
-    """Return size and time of a file, None when there is none."""
+def _real(path: Path) -> Path:
+    """Return a path without links; one that goes round in circles stays as it is."""
+    return Path(os.path.realpath(path))
+
+
+Facts = tuple[tuple[int, int], ...]  #: size and time of each file of a model
+
+
+def _facts(path: Path) -> Facts | None:
+    """Return size and time of a model's file, of all its shards that are there; None when there is none."""
+    shards = re.fullmatch(r"(.+-)00001(-of-[0-9]{5}\.gguf)", path.name, re.IGNORECASE | re.DOTALL)
+    files = [path]
+    if shards is not None:
+        form = re.compile(re.escape(shards[1]) + "[0-9]{5}" + re.escape(shards[2]))
+        files = sorted(other for other in path.parent.iterdir() if form.fullmatch(other.name)) if path.is_file() else []
     try:
-        found = path.stat()
+        found = [file.stat() for file in files]
     except OSError:
         return None
-    return (found.st_size, found.st_mtime_ns) if path.is_file() else None
+    return tuple((one.st_size, one.st_mtime_ns) for one in found) if found and path.is_file() else None
 
 
 def declared(settings: Settings) -> Iterator[JobSpec]:
@@ -114,8 +149,9 @@ def reevaluations(deployed: Mapping[str, Mapping[str, Any] | None]) -> Iterator[
     for name, spec in deployed.items():
         plan = None
         if spec is not None:
-            plan = PressPlan.from_json({key: value for key, value in spec.items() if key != "facts"})
-            plan = plan if plan.model_path.is_file() and not plan.judge else None
+            with contextlib.suppress(OrderRefused):  # of a version that knew other parts of a plan
+                plan = _plan({key: value for key, value in spec.items() if key != "facts"})
+            plan = plan if plan is not None and plan.model_path.is_file() and not plan.judge else None
         yield JobSpec(name, "reevaluation", Order(plan, promoting=False, deployed=name).as_json(), priority=-100)
 
 
@@ -128,19 +164,22 @@ class Folders:
         judged: files that were looked into, with what they were then.
     """
 
-    seen: dict[Path, tuple[tuple[int, int], float]] = field(default_factory=dict)
-    judged: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    seen: dict[Path, tuple[Facts, float]] = field(default_factory=dict)
+    judged: dict[Path, Facts] = field(default_factory=dict)
 
     def scan(self, settings: Settings, now_s: float) -> Iterator[JobSpec]:
         """Yield a job for every unquantized GGUF that settled since the last scan.
 
-        Quantized files, broken ones and later shards are passed over: a folder of models is full of them.
+        Quantized files, broken ones and later shards are passed over: a folder of models is full of them. A
+        file counts as looked into once whoever takes the job asks for the next.
         """
-        ours = {settings.deploy, settings.blobs, settings.scratch, settings.state_dir.absolute()}
+        ours = {_real(folder) for folder in (settings.deploy, settings.blobs, settings.scratch, settings.state_dir)}
+        there: set[Path] = set()
         for folder in settings.watch:
-            for path in sorted(folder.rglob("*.gguf")):
-                if _NOT_WHOLE.search(path.name) or ours & set(path.absolute().parents):
+            for path in sorted(folder.rglob("*.[gG][gG][uU][fF]")):
+                if _NOT_WHOLE.search(path.name) or ours & set(_real(path).parents):
                     continue
+                there.add(path)
                 facts = _facts(path)
                 if facts is None or self.judged.get(path) == facts:
                     continue
@@ -148,11 +187,13 @@ class Folders:
                 if known is None or known[0] != facts:
                     self.seen[path] = (facts, now_s)
                 elif now_s - known[1] >= settings.watch_settle_s:
-                    self.judged[path] = facts
                     if _is_original(path):
                         key = fingerprint("file", path=str(path.absolute()), facts=list(facts))
                         plan = plan_for(settings, ModelEntry(path=path))
                         yield JobSpec(plan.name, "folder", Order(plan).as_json(), key)
+                    self.judged[path] = facts
+        self.seen = {path: found for path, found in self.seen.items() if path in there}
+        self.judged = {path: found for path, found in self.judged.items() if path in there}
 
 
 def _is_original(path: Path) -> bool:

@@ -97,6 +97,11 @@ class Logs:
         file = self._handler.file
         return (file.problem if file is not None else None) or self._handler.stream.problem
 
+    def set_level(self, level: str) -> None:
+        """Write lines from another level on."""
+        logging.getLogger().setLevel(max(_LEVELS[level], logging.WARNING))
+        logging.getLogger(LOGGER).setLevel(_LEVELS[level])
+
     def tail(self, n: int) -> list[Line]:
         """Return the last `n` lines, oldest first."""
         return [dict(message.data) for message in self.lines.since(0)[-n:]] if n > 0 else []

@@ -34,12 +34,7 @@ def promote(ledger: Ledger, settings: Settings, run_id: int, level: str, options
         BlobDamaged: its file is gone or changed; the run has to be repeated.
         WorkerRefused: it does not load or answer; the old release stays.
     """
-    run = ledger.run(run_id)
-    candidate = next((row for row in ledger.candidates(run_id) if row["level"] == level.upper()), None)
-    if candidate is None:
-        levels = ", ".join(row["level"] for row in ledger.candidates(run_id)) or "none"
-        raise NotPromotable(f"Run {run_id} has no level {level!r}; it has {levels}.")
-    manifest = _manifest(ledger, run, candidate)
+    manifest = _manifest(ledger, ledger.run(run_id), check_promotable(ledger, run_id, level))
     now = releases.current(settings.deploy, manifest.model)
     if now is not None and now.manifest.sha256 == manifest.sha256:
         _record(ledger, run_id, now)  # killed between publishing and recording: the record is made up for
@@ -59,6 +54,22 @@ def promote(ledger: Ledger, settings: Settings, run_id: int, level: str, options
     releases.retain(settings.deploy, manifest.model, settings.keep_releases)
     write_backup(ledger, settings.keep_backups)
     return release
+
+
+def check_promotable(ledger: Ledger, run_id: int, level: str) -> dict[str, Any]:
+    """Return the row of a level that a run has.
+
+    Raises:
+        UnknownRun: there is no such run.
+        NotPromotable: it has no such level.
+    """
+    ledger.run(run_id)
+    rows = ledger.candidates(run_id)
+    found = next((row for row in rows if row["level"] == level.upper()), None)
+    if found is None:
+        levels = ", ".join(row["level"] for row in rows) or "none"
+        raise NotPromotable(f"Run {run_id} has no level {level!r}; it has {levels}.")
+    return found
 
 
 def _record(ledger: Ledger, run_id: int, release: Release) -> None:

@@ -20,7 +20,7 @@ from loops.engine.options import EngineOptions
 from state import releases
 from state.faults import NightpressError
 from state.files import sha256_file
-from state.ledger import Ledger
+from state.ledger import JobState, Ledger
 
 
 class DeployedDamaged(NightpressError):
@@ -54,7 +54,19 @@ class Outcome:
 
 @dataclass
 class Work:
-    """The job in work: its row, its order, the grip on it, how far it is, and its run once there is one."""
+    """The job in work, until its end is recorded.
+
+    Attributes:
+        job: its row.
+        order: what is to be done.
+        settings: where things lie.
+        grip: on its processes.
+        course: how far it is.
+        began_s: by the clock of the grip.
+        releases: number of the last release before it began.
+        run_id: of its run, once there is one.
+        fate: the state and reason it gets when it was ended for good.
+    """
 
     job: dict[str, Any]
     order: Order
@@ -62,7 +74,9 @@ class Work:
     grip: Grip
     course: Course
     began_s: float
+    releases: int = 0
     run_id: int | None = None
+    fate: tuple[JobState, str] | None = None
 
     @property
     def place(self) -> Place:
@@ -84,7 +98,8 @@ class Runner:
         Args:
             ledger: open for writing.
             show: is given the number of the job and every event, on the runner's thread.
-            done: is given the outcome, on the runner's thread, when nothing of the job is left.
+            done: is given the outcome, on the runner's thread, when nothing of the job runs any more; then
+                `clear` is to be called, as soon as the outcome is recorded.
         """
         self._ledger, self._show, self._done = ledger, show, done
         self._thread: threading.Thread | None = None
@@ -95,10 +110,15 @@ class Runner:
         if self.work is not None:
             raise RuntimeError("a job is in work")
         grip = Grip()
-        self.work = work = Work(job, order, settings, grip, Course(), grip.worked_s())
+        releases = max((row["id"] for row in self._ledger.releases()), default=0)
+        self.work = work = Work(job, order, settings, grip, Course(), grip.worked_s(), releases)
         self._thread = threading.Thread(target=self._run, args=(work,), name=f"job-{job['id']}", daemon=True)
         self._thread.start()
         return work
+
+    def clear(self) -> None:
+        """Forget the job that came back."""
+        self.work = None
 
     def finish(self, timeout_s: float) -> bool:
         """Wait for the job to come back after its grip was ended; tell whether it did."""
@@ -128,7 +148,6 @@ class Runner:
 
             outcome = Outcome(number, work.run_id, f"A bug: {type(problem).__name__}: {problem}.",
                               exit_code=70, bug=traceback.format_exc())
-        self.work = None
         self._done(outcome)
 
     def _carry_out(self, work: Work, number: int, show: Callable[[events.Event], None]) -> Outcome:

@@ -20,7 +20,7 @@ from daemon import scheduler as due
 from daemon.clock import Clock, Moment, SystemClock
 from daemon.errands import REEVALUATED, Errands
 from daemon.errors import ServiceRefused
-from daemon.foreman import Foreman
+from daemon.foreman import Foreman, utc
 from daemon.hub import Hub
 from daemon.intake import declared
 from daemon.logs import Logs, say
@@ -117,6 +117,8 @@ class Service:
         self._notifier = notifier or Notifier()
         self.sensors = sensors
         self.hub = Hub()
+        if ledger.in_mind(REEVALUATED) is None:  # the first check of deployed models is a whole interval away
+            ledger.keep_in_mind(REEVALUATED, utc(due.present()))
         self._inbox: queue.SimpleQueue[Post] = queue.SimpleQueue()
         self.watchdog = Watchdog(settings.limits)
         self.foreman = Foreman(ledger, settings, self.hub, self._inbox.put)
@@ -246,10 +248,9 @@ class Service:
         if self.verdict.state is not before.state:
             self.hub.publish("verdict", {"state": self.verdict.state.value, "reason": self.verdict.reason})
             say(f"watchdog.{self.verdict.state.value}", self.verdict.reason)
-        if self.settings.gpu_layers:
-            usable, why = self.sensors.usable()
-            self.foreman.gpu_layers = None if usable else 0
-            self._set_condition("gpu", "" if usable else why)
+        usable, why = self.sensors.usable() if self.settings.gpu_layers else (True, "")
+        self.foreman.gpu_layers = None if usable else 0
+        self._set_condition("gpu", "" if usable else why)
         self._set_condition("ledger", self.ledger.degraded or "")
         self._set_condition("logs", self.logs.problem or "")
         self._act(moment)
@@ -297,7 +298,11 @@ class Service:
             raise ServiceRefused(f"{fixed[0]} cannot change while the service runs; restart it. The old settings stay.")
         list(declared(new))  # wrong entries are refused before anything is taken over
         changed = [name for name in Settings.model_fields if getattr(new, name) != getattr(self.settings, name)]
+        gone = self.settings.watch
         self.settings = self.foreman.settings = new
+        for folder in set(gone) - set(new.watch):
+            self._set_condition(f"watch {folder}", "")
+        self.logs.set_level(new.log_level)
         self.watchdog.update(new.limits)
         self.sensors.update(new.limits)
         self.scheduler.change(nightly_at=new.nightly_at, reevaluate_days=new.reevaluate_days)

@@ -19,6 +19,7 @@ from daemon.watchdog import Limits
 
 FILE = "nightpress.toml"
 SOCKET = "nightpressd.sock"
+_PLACES = {"state_dir", "deploy_dir", "output_dir", "socket_path", "watch"}  #: relative to the file that names them
 SYSTEM_RUNTIME_DIR = Path("/run/nightpress")  #: as the system unit names it
 PREFIX = "NIGHTPRESS_"
 #: variables with the prefix that are not settings
@@ -69,6 +70,23 @@ class ModelEntry(BaseModel):
     levels: tuple[str, ...] = Field((), description="levels to try; the original six unless set")
     gates: tuple[str, ...] = Field((), description="such as empathy:0.05")
     priority: int = Field(0, description="higher is done first")
+
+    @field_validator("path")
+    @classmethod
+    def _at_home(cls, path: Path) -> Path:
+        return _expanded(path)
+
+
+def _expanded(path: Path) -> Path:
+    """Return a path with its `~` replaced.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as problem:
+        raise ValueError(f"{path}: there is no such user") from problem
 
 
 class Settings(BaseModel):
@@ -129,12 +147,12 @@ class Settings(BaseModel):
     @field_validator("state_dir", "deploy_dir", "output_dir", "socket_path")
     @classmethod
     def _at_home(cls, path: Path | None) -> Path | None:
-        return path.expanduser() if path is not None else None
+        return _expanded(path) if path is not None else None
 
     @field_validator("watch")
     @classmethod
     def _all_at_home(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-        return tuple(path.expanduser() for path in paths)
+        return tuple(map(_expanded, paths))
 
     @property
     def deploy(self) -> Path:
@@ -190,6 +208,8 @@ class Settings(BaseModel):
         for name, value in os.environ.items():
             if name.startswith(PREFIX) and name not in _NOT_SETTINGS:
                 key = name.removeprefix(PREFIX).lower()
+                if not value and key in _PLACES:  # a place that is set to nothing is not set
+                    continue
                 values[key] = _from_text(cls, key, value, name)
                 source[key] = f"${name}"
         given = {name: value for name, value in options.items() if value is not None}
@@ -230,10 +250,22 @@ def _read_file(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise SettingsWrong(f"{file} cannot be read: {problem}.") from problem
-    for entry in values.get("models", ()):
-        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-            entry["path"] = str((file.parent / Path(entry["path"]).expanduser()).absolute())
+    for name in _PLACES & values.keys():
+        values[name] = _beside(file, values[name])
+    models = values.get("models")
+    for entry in models if isinstance(models, list) else ():
+        if isinstance(entry, dict) and "path" in entry:
+            entry["path"] = _beside(file, entry["path"])
     return values, dict.fromkeys(values, str(file))
+
+
+def _beside(file: Path, value: Any) -> Any:
+    """Return a path of the settings file, or a list of them, made absolute; `~` stays for the model to replace."""
+    if isinstance(value, list):
+        return [_beside(file, part) for part in value]
+    if not isinstance(value, str) or value.startswith("~"):
+        return value
+    return str((file.parent / value).absolute())
 
 
 def _from_text(cls: type[BaseModel], key: str, text: str, name: str) -> Any:

@@ -157,7 +157,7 @@ class Pressing:
                 if self.grip.ended:
                     worker.end()
                     self._close(RunState.INTERRUPTED, self.grip.reason)
-                    raise Interrupted
+                    raise Interrupted(self.grip.reason)
                 if attempt.deadline is not None and self.grip.worked_s() > attempt.deadline:
                     worker.end()
                     self._time_out(attempt)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from daemon.errors import Interrupted
 from daemon.grip import Grip
 from loops.events import Event, from_line
 from state.owner import is_live, started
@@ -164,7 +165,7 @@ def grip_of_signals() -> Iterator[Grip]:
 
     def relay() -> None:  # a handler must not take the grip's lock, which its own thread may hold
         asked.wait()
-        grip.end("Stopped on request.")
+        grip.end(str(Interrupted()))
 
     relaying = threading.Thread(target=relay, name="signals", daemon=True)
     relaying.start()

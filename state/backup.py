@@ -188,8 +188,9 @@ def _rows(path: Path) -> int:
     with contextlib.closing(connect(path, read_only=True)) as connection:
         if not applied(connection):
             return 0
-        return int(connection.execute(
-            "SELECT (SELECT count(*) FROM run) + (SELECT count(*) FROM event)").fetchone()[0])
+        tables = {"run", "event", "job"} & set(tables_of(applied(connection)))
+        return sum(int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 - fixed names
+                   for table in tables)
 
 
 def _fold(path: Path) -> None:

@@ -53,6 +53,6 @@ class Display:
             case events.LevelDone():
                 self._say(f"  {event.level:8} {event.state}" + (f": {event.reason}" if event.reason else ""))
             case events.Note():
-                self._say(event.message.strip().splitlines()[-1])
+                self._say((event.message.strip().splitlines() or [""])[-1])
             case _:
                 pass

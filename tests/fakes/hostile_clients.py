@@ -80,7 +80,7 @@ def fault(answer: bytes) -> tuple[int, str]:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/json" in head.lower(), answer
     told = json.loads(body)["error"]
-    assert set(told) == {"code", "message"}
+    assert set(told) == {"code", "message", "exit_code"}
     return status(answer), told["code"]
 
 
