@@ -85,7 +85,7 @@ def test_somebody_is_back_the_worker_stops_within_a_second_and_its_memory_is_fre
     poll(lambda: worker.status() == psutil.STATUS_STOPPED, 5, "the worker's stop")
     assert at(service, poll, "stopped")["reason"] == "busy: cpu 80 % > 15 %"
     poll(lambda: not worker.is_running(), 20, "the worker's end")
-    assert service.jobs() == {number: "queued"}
+    poll(lambda: service.jobs() == {number: "queued"}, 10, "the job's waiting")
     service.feel(QUIET)
     poll(lambda: service.jobs()[number] == "done", 120, "the job's end")
     with sqlite3.connect(nightpress.state / "ledger.db") as connection:

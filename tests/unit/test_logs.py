@@ -71,11 +71,14 @@ def test_libraries_come_the_same_way_from_warning_on(new_logs: NewLogs, stream: 
     new_logs(level="debug")
     names = ("uvicorn.error", "uvicorn.access", "apscheduler.scheduler", "httpx", "asyncio")
     for name in names:
-        found = logging.getLogger(name).level
-        logging.getLogger(name).setLevel(logging.DEBUG)  # as uvicorn sets its own
-        logging.getLogger(name).info("Chatter from %s", name)
-        logging.getLogger(name).warning("Trouble in %s", name)
-        logging.getLogger(name).setLevel(found)
+        library = logging.getLogger(name)
+        found, passed_on = library.level, library.propagate
+        library.propagate = True  # a server without access log, in another test, turns it off for good
+        library.setLevel(logging.DEBUG)  # as uvicorn sets its own
+        library.info("Chatter from %s", name)
+        library.warning("Trouble in %s", name)
+        library.setLevel(found)
+        library.propagate = passed_on
     assert [(line["logger"], line["action"], line["level"], line["event"]) for line in lines(stream.getvalue())] == [
         (name, "library", "warning", f"Trouble in {name}") for name in names]
 
