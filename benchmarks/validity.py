@@ -26,12 +26,12 @@ from loops.evaluation import emotions
 from loops.evaluation.empathy import grade
 from loops.evaluation.feelings import PLUTCHIK
 from loops.evaluation.figurative import count_figures
+from loops.evaluation.labelled import macro_f1, rank_correlation
 from loops.evaluation.language import words
 from loops.evaluation.metrics import evaluate, overall, response_fluency
 from loops.evaluation.names import METRICS
 from loops.evaluation.plutchik import feel, intensity
 from loops.evaluation.scenarios import Scenario, read_scenarios
-from loops.evaluation.labelled import macro_f1, rank_correlation
 
 LABELS = Path(__file__).with_name("labels")
 EKMAN_F1 = 0.57

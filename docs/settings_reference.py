@@ -2,6 +2,8 @@
 
     python docs/settings_reference.py          write it
     python docs/settings_reference.py --check  exit 1 when it is stale
+
+The text depends on nothing but the settings model: no file, no environment.
 """
 
 from __future__ import annotations
@@ -23,6 +25,25 @@ what holds and where it was set. A running service takes new settings with `nigh
 and the old ones stay.
 
 """
+MODELS = """
+
+`state_dir` is `$STATE_DIRECTORY`, else `$XDG_STATE_HOME/nightpress`, else `~/.local/state/nightpress`. `sensors` names
+those that count. A relative path in the file is relative to the file.
+
+## Models to press
+
+Each is a table `[[models]]` in the file.
+
+"""
+EXAMPLE = """
+
+```toml
+[[models]]
+path = "~/models/Llama-3.1-8B-Instruct-F16.gguf"
+target_size = "6GB"
+max_degradation = 0.05
+```
+"""
 
 
 def page() -> str:
@@ -41,11 +62,7 @@ def page() -> str:
             rows.append(f"| `{name}` | {default} | {type_words(field.annotation)} | {field.description} |")
         return "\n".join(rows)
 
-    return (HEAD + table(Settings, "models") + "\n\n`state_dir` is `$STATE_DIRECTORY`, else `$XDG_STATE_HOME/nightpress`, "
-            "else `~/.local/state/nightpress`. `sensors` names those that count.\n\n"
-            "## Models to press\n\nEach is a table `[[models]]` in the file; a relative path is relative to it.\n\n"
-            + table(ModelEntry) + "\n\n```toml\n[[models]]\npath = \"~/models/Llama-3.1-8B-Instruct-F16.gguf\"\n"
-            "target_size = \"6GB\"\nmax_degradation = 0.05\n```\n")
+    return HEAD + table(Settings, "models") + MODELS + table(ModelEntry) + EXAMPLE
 
 
 def _shown(value: object) -> str:
