@@ -233,6 +233,7 @@ def test_the_status_says_in_every_state_what_is_done_and_why(running: Running, p
         poll(lambda: running.http.get("/v1/status").json()["state"] == state, 60, f"the state {state}")
         return dict(running.http.get("/v1/status").json())
 
+    poll(lambda: running.http.get("/v1/status").json()["sensors"], 60, "the first look at the machine")
     status = at("idle")
     assert (status["reason"], status["job"], status["next"], status["queued"]) == ("nothing waits", None, None, 0)
     assert status["sensors"] == [
