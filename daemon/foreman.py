@@ -177,6 +177,7 @@ class Foreman:
         level: Level = "error" if after.given_up else "info"
         facts: dict[str, Any] = {"state": after.state.value, "run": outcome.run_id, "chosen": outcome.chosen,
                  "exit_code": outcome.exit_code, "attempts": row["attempts"], "not_before": not_before,
+                 "model": row["name"], "source": row["source"], "worked_s": round(work.worked_s(), 1) if work else None,
                  **({"traceback": outcome.bug} if outcome.bug else {})}
         words = {JobState.DONE: "is done", JobState.QUEUED: "waits again", JobState.CANCELLED: "was cancelled",
                  JobState.FAILED: "failed", JobState.QUARANTINED: "is set aside"}[after.state]

@@ -55,7 +55,7 @@ class Order:
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], settings: Settings) -> Order:
-        """Return the order that a job's row holds, with the folders of these settings.
+        """Return the order that a job's row holds, with these settings' folders, and their deadline if it has none.
 
         Raises:
             OrderRefused: it is none.
@@ -63,7 +63,8 @@ class Order:
         plan = None
         if spec.get("plan") is not None:
             plan = _plan(spec["plan"])
-            plan = replace(plan, blobs=str(settings.blobs), scratch=str(settings.scratch), name=check_name(plan.name))
+            plan = replace(plan, blobs=str(settings.blobs), scratch=str(settings.scratch), name=check_name(plan.name),
+                           timeout_s=plan.timeout_s or settings.level_timeout_s)
             parse_gates(plan.gates, plan.max_degradation)
         return cls(plan, bool(spec.get("promoting", True)), bool(spec.get("fresh", False)), spec.get("deployed"))
 

@@ -131,15 +131,21 @@ def run(
         multiple_choice=str(multiple_choice.expanduser().absolute()) if multiple_choice else None,
         accept_inconclusive=accept_inconclusive, allow_requantize=allow_requantize, ignore_forecast=force,
         tool=str(quant_tool.expanduser().absolute()) if quant_tool else None, timeout_s=timeout, simulate=simulate)
-    _press(settings, plan, promoting=promote and not once and not simulate, fresh=fresh, as_json=json)
+    options = {"--deploy-dir": deploy_dir, "--output-dir": output_dir, "--threads": threads}
+    own = [option for option, given in options.items() if given is not None]
+    _press(settings, plan, own, promoting=promote and not once and not simulate, fresh=fresh, as_json=json)
 
 
-def _press(settings: Settings, plan: PressPlan, *, promoting: bool, fresh: bool, as_json: bool) -> None:
+def _press(settings: Settings, plan: PressPlan, own: list[str], *, promoting: bool, fresh: bool, as_json: bool) -> None:
     from daemon.client import Client
+    from daemon.errors import ServiceRefused
 
     client = Client.find(settings)
     if client is None:
         summary = _press_here(settings, plan, promoting=promoting, fresh=fresh)
+    elif own:
+        raise ServiceRefused(f"A service runs and does the work by its own settings: leave {' and '.join(own)} out, or "
+                             "stop it first with `nightpress stop`.")
     else:
         with client:
             found = _hand_over(client, plan, promoting=promoting, fresh=fresh)

@@ -136,6 +136,7 @@ def test_run_hands_over_and_prints_what_a_run_of_its_own_prints(service: Running
     assert "as job 1" in done.stderr
     assert "Q8_0     passed" in done.stderr
     assert "▸ Q4_K_M" in nightpress("results").stdout
+    assert "--threads" in nightpress.run("--threads", "1", status=13).stderr
     failed = nightpress("run", str(nightpress.base / "none.gguf"), status=20)
     assert "none.gguf" in failed.stderr
 
