@@ -151,8 +151,9 @@ class Foreman:
 
     def _shown(self, number: int, event: events.Event) -> None:
         """Publish an event of the job in work; called on the runner's thread."""
-        line = events.to_line(event)
-        self._hub.publish("press", {"job": number, "line": line})
+        # steps and measurements carry whole replies: whoever wants them asks the ledger
+        if not isinstance(event, events.StepDone | events.LevelMeasured):
+            self._hub.publish("press", {"job": number, "line": events.to_line(event)})
         if isinstance(event, events.LevelDone):
             work = self.runner.work
             rows = self.ledger.candidates(work.run_id) if work is not None and work.run_id is not None else []

@@ -22,6 +22,9 @@ from fastapi.responses import StreamingResponse
 
 from daemon.listening import Bounds, Listener, bind
 
+#: of somebody else, where the tests run as root
+STRANGER = 65534
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 #: start a listener: `serve(app, request_s=0.2)`, by default for the application of the stage
 Serve = Callable[..., Listener]
 #: the fixture `poll`

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from hostile_clients import (
+    AS_ROOT,
+    STRANGER,
     Poll,
     Serve,
     Stage,
@@ -25,7 +25,6 @@ from hostile_clients import (
     read_until,
     request,
     say,
-    serving,
     status,
     troubles,
 )
@@ -33,29 +32,6 @@ from hostile_clients import (
 from daemon.listening import (
     permitted,
 )
-
-#: of somebody else, where the tests run as root
-STRANGER = 65534
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
-
-
-@pytest.fixture
-def place(isolated: Path) -> Path:
-    """Where the socket goes; the folder does not exist yet."""
-    return Path(os.environ["XDG_RUNTIME_DIR"]) / "nightpress" / "control.sock"
-
-
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
-@pytest.fixture
-def serve(place: Path, stage: Stage) -> Iterator[Serve]:
-    """Start a listener within bounds; it must end in time."""
-    with serving(place, stage) as start:
-        yield start
-
 
 # Who may speak
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from hostile_clients import (
     read_until,
     request,
     say,
-    serving,
     status,
     troubles,
 )
@@ -34,29 +31,6 @@ from daemon.listening import (
     Listener,
     bind,
 )
-
-#: of somebody else, where the tests run as root
-STRANGER = 65534
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
-
-
-@pytest.fixture
-def place(isolated: Path) -> Path:
-    """Where the socket goes; the folder does not exist yet."""
-    return Path(os.environ["XDG_RUNTIME_DIR"]) / "nightpress" / "control.sock"
-
-
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
-@pytest.fixture
-def serve(place: Path, stage: Stage) -> Iterator[Serve]:
-    """Start a listener within bounds; it must end in time."""
-    with serving(place, stage) as start:
-        yield start
-
 
 # Slow, silent and many
 

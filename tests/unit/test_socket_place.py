@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hostile_clients import (
+    AS_ROOT,
+    STRANGER,
     Poll,
-    Serve,
-    Stage,
     connect,
     leave,
     mode,
-    serving,
 )
 
 from daemon.listening import (
@@ -28,28 +26,6 @@ from daemon.listening import (
     bind,
 )
 from state.lock import Lock, StateBusy
-
-#: of somebody else, where the tests run as root
-STRANGER = 65534
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
-
-
-@pytest.fixture
-def place(isolated: Path) -> Path:
-    """Where the socket goes; the folder does not exist yet."""
-    return Path(os.environ["XDG_RUNTIME_DIR"]) / "nightpress" / "control.sock"
-
-
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
-@pytest.fixture
-def serve(place: Path, stage: Stage) -> Iterator[Serve]:
-    """Start a listener within bounds; it must end in time."""
-    with serving(place, stage) as start:
-        yield start
 
 
 def test_the_socket_is_ours_alone_from_the_moment_of_bind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
