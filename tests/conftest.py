@@ -26,6 +26,13 @@ SECRETS = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 T = TypeVar("T")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Let a process that has run out of tests take over some of another's: the long ones lie together."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "worksteal"
+
+
 class Poll(Protocol):
     """The type of the fixture `poll`; what it promises stands at `poll_until`."""
 
