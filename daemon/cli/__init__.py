@@ -7,6 +7,7 @@ import sys
 import typer
 
 from daemon.cli import (
+    calibration,
     config,
     control,
     daemon,
@@ -29,7 +30,8 @@ app = typer.Typer(
     help="Press language models: quantize level by level, measure each against the original, promote the smallest "
          "that holds.")
 
-GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, feelings, ledger, engine)
+GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, calibration, feelings,
+          ledger, engine)
 for group in GROUPS:
     group.register(app)
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("calibration_data", "daemon", "loops", "state")
 #: what the modules of a package may import of the project, themselves aside
 MAY_IMPORT = {
-    "calibration_data": (),
+    "calibration_data": ("state.faults", "state.files"),
     "state": (),
     "loops": ("calibration_data", "state.faults", "state.files"),
     "daemon": ("calibration_data", "loops", "state"),
