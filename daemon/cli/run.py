@@ -181,13 +181,15 @@ def _hand_over(client: Client, plan: PressPlan, *, promoting: bool, fresh: bool)
     from loops.events import from_line
 
     errors = console(stderr=True)
-    answer = client.ask("add", {"plan": plan.as_json(), "promoting": promoting, "fresh": fresh,
-                                "urgent": plan.ignore_forecast, "priority": 1})
-    number = answer["job"]
-    errors.print(f"The service does it, as job {number}. Now it is {headline(client.status())}.", markup=False)
-    if not plan.ignore_forecast:
-        errors.print(f"It begins when the machine is idle; `nightpress run-now {number}` begins at once.", markup=False)
+    number = None
     try:
+        answer = client.ask("add", {"plan": plan.as_json(), "promoting": promoting, "fresh": fresh,
+                                    "urgent": plan.ignore_forecast, "priority": 1})
+        number = answer["job"]
+        errors.print(f"The service does it, as job {number}. Now it is {headline(client.status())}.", markup=False)
+        if not plan.ignore_forecast:
+            errors.print(f"It begins when the machine is idle; `nightpress run-now {number}` begins at once.",
+                         markup=False)
         with Display(errors) as display:
             for kind, data in client.stream("events", after=answer["after"], job=number):
                 if kind == "press":
@@ -199,7 +201,8 @@ def _hand_over(client: Client, plan: PressPlan, *, promoting: bool, fresh: bool)
                 elif kind == "job":
                     errors.print(data["message"], markup=False)
     except KeyboardInterrupt:
-        errors.print(f"It goes on without you: `nightpress status` shows it, `nightpress cancel {number}` ends it.",
+        errors.print("The service may have it or not: `nightpress status` shows it." if number is None else
+                     f"It goes on without you: `nightpress status` shows it, `nightpress cancel {number}` ends it.",
                      markup=False)
         return None
     raise ServiceRefused(f"The service stopped; job {number} goes on when it runs again.")
