@@ -8,15 +8,17 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from loops.engine.gguf_check import CheckedModel, check_gguf
 from loops.engine.gguf_format import tensor_types
+from loops.engine.imatrix import NativeImatrix
+from loops.engine.imatrix_file import Imatrix, check_fits, write_imatrix
 from loops.engine.levels import UNQUANTIZED, Level
 from loops.engine.model import check_finite, load_model
 from loops.engine.native import EngineFailed, library, log
@@ -37,6 +39,11 @@ _FALLBACKS = re.compile(r"WARNING: (\d+) of \d+ tensor\(s\) required fallback")
 _SET_KEYS = {"general.quantization_version": 4, "general.file_type": 4}
 _DROPPED_KEYS = ("split.no", "split.count", "split.tensors.count")
 
+#: types that the library refuses for a matrix that no importance is known of (tensor_requires_imatrix() in
+#: src/llama-quant.cpp), but for the embedding and the output
+NEEDING_IMATRIX = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+_EXEMPT = ("token_embd.weight", "output.weight")
+
 
 class AlreadyQuantized(NightpressError):
     """The model is already quantized, and quantizing it again adds errors to errors."""
@@ -45,7 +52,7 @@ class AlreadyQuantized(NightpressError):
 
 
 class NeedsImatrix(NightpressError):
-    """This level needs an importance matrix."""
+    """This level needs an importance matrix, or one that knows more of the model."""
 
     exit_code = 37
 
@@ -67,6 +74,8 @@ class QuantizeSpec:
         allow_requantize: accept an original that is itself quantized.
         max_buffer_bytes: rows held in memory at once.
         tool: an external llama-quantize instead of the library.
+        imatrix: what matters in the model, None to treat all columns alike.
+        types: of tensors that are not to get the level's, by name, such as `{"output.weight": "Q8_0"}`.
     """
 
     model: CheckedModel
@@ -75,6 +84,8 @@ class QuantizeSpec:
     allow_requantize: bool = False
     max_buffer_bytes: int = 1 << 30
     tool: Path | None = None
+    imatrix: Imatrix | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ class Forecast:
         n_bytes: exact size of the file.
         tensor_types: type of every tensor, by name.
         fallbacks: tensors whose rows do not fit the level's block, stored in another type.
-        needs_imatrix: the library refuses this level without an importance matrix.
+        needs_imatrix: the library refuses this level without an importance matrix, or with the one given.
+        unknown: the tensor because of which it refuses the one given, '' otherwise.
     """
 
     level: str
@@ -94,6 +106,7 @@ class Forecast:
     tensor_types: Mapping[str, str]
     fallbacks: int
     needs_imatrix: bool
+    unknown: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,14 +144,31 @@ def refuse_quantized(model: CheckedModel, *, allow: bool) -> None:
             "--allow-requantize to measure against this one.")
 
 
-def _parameters(spec: QuantizeSpec, *, dry_run: bool) -> Any:
-    params = library().llama_model_quantize_default_params()
-    params.nthread = spec.options.thread_count
-    params.ftype = spec.level.ftype
-    params.allow_requantize = spec.allow_requantize
-    params.dry_run = dry_run
-    params.max_buf_size = spec.max_buffer_bytes
-    return params
+class _Parameters:
+    """The parameters of llama_model_quantize, and everything they point to."""
+
+    def __init__(self, spec: QuantizeSpec, *, dry_run: bool) -> None:
+        lib = library()
+        self.native = lib.llama_model_quantize_default_params()
+        self.native.nthread = spec.options.thread_count
+        self.native.ftype = spec.level.ftype
+        self.native.allow_requantize = spec.allow_requantize
+        self.native.dry_run = dry_run
+        self.native.max_buf_size = spec.max_buffer_bytes
+        if spec.imatrix is not None:
+            self._imatrix = NativeImatrix(spec.imatrix)
+            self.native.imatrix = ctypes.cast(self._imatrix.array, type(self.native.imatrix))
+        if spec.types:
+            numbers = {name: number for number, (name, _, _) in tensor_types().items()}
+            self._types = (lib.llama_model_tensor_override * (len(spec.types) + 1))()  # the last, all zero, ends it
+            for slot, (name, ggml_type) in zip(self._types, spec.types.items(), strict=False):
+                slot.pattern, slot.type = _pattern(name).encode(), numbers[ggml_type]
+            self.native.tt_overrides = ctypes.cast(self._types, type(self.native.tt_overrides))
+
+
+def _pattern(name: str) -> str:
+    """Return the regular expression, as C++ has them, that only this name matches."""
+    return "^" + name.replace(".", r"\.") + "$"
 
 
 def _types_in(lines: Iterable[str], before: Mapping[str, str]) -> dict[str, str]:
@@ -185,21 +215,34 @@ def forecast(spec: QuantizeSpec) -> Forecast:
         EngineFailed: the library refuses the model.
     """
     refuse_quantized(spec.model, allow=spec.allow_requantize)
-    params = _parameters(spec, dry_run=True)
+    if spec.imatrix is not None:
+        check_fits(spec.imatrix, spec.model.tensors, "The importance matrix", spec.model.path.name)
+    params = _Parameters(spec, dry_run=True)
     with log.capture() as lines:
         log.forget()
         status = library().llama_model_quantize(
             os.fsencode(spec.model.path), os.fsencode(spec.model.path.with_suffix(".dry-run")),
-            ctypes.byref(params))
+            ctypes.byref(params.native))
     if status != 0:
         raise EngineFailed(f"{spec.model.path.name} cannot be quantized to {spec.level.name}: "
                            f"{log.reason('the engine gives no reason')}.")
     text = "".join(lines)
     types = _types_in(lines, {tensor.name: tensor.ggml_type for tensor in spec.model.tensors})
+    unknown = _first_unknown(spec, types)
     return Forecast(
         level=spec.level.name, n_bytes=file_size(spec.model, types), tensor_types=types,
         fallbacks=sum(int(match[1]) for match in _FALLBACKS.finditer(text)),
-        needs_imatrix="require an imatrix" in text)
+        needs_imatrix="require an imatrix" in text or bool(unknown), unknown=unknown)
+
+
+def _first_unknown(spec: QuantizeSpec, types: Mapping[str, str]) -> str:
+    """Return the first tensor whose type needs an importance that the matrix does not have; '' for none."""
+    if spec.imatrix is None:
+        return ""
+    needing = NEEDING_IMATRIX | ({"Q2_K"} if spec.level.name == "Q2_K_S" else frozenset())
+    return next((tensor.name for tensor in spec.model.tensors
+                 if types[tensor.name] in needing and tensor.ggml_type not in needing
+                 and tensor.name not in _EXEMPT and tensor.name not in spec.imatrix.entries), "")
 
 
 def quantize(spec: QuantizeSpec, expected: Forecast, folder: Path,
@@ -216,13 +259,15 @@ def quantize(spec: QuantizeSpec, expected: Forecast, folder: Path,
         progress: told the finished share of the tensors' bytes, 0 to 1.
 
     Raises:
-        NeedsImatrix: the level cannot be made without an importance matrix.
+        NeedsImatrix: the level cannot be made without an importance matrix, or with the one given.
         DiskFull: nothing is left behind.
         EngineFailed: the library's reason, or the file is not what was forecast.
     """
     if expected.needs_imatrix:
-        raise NeedsImatrix(f"{spec.level.name} needs an importance matrix, and this run has none. "
-                           "Choose a level that does without, such as Q2_K or IQ3_S.")
+        raise NeedsImatrix(
+            f"{spec.level.name} needs an importance matrix that knows {expected.unknown}: give more calibration text."
+            if expected.unknown else f"{spec.level.name} needs an importance matrix: give calibration text, or choose "
+            "a level that does without, such as Q2_K or IQ3_S.")
     incoming = temporary_beside(folder / "incoming" / f"{spec.level.name}.gguf")
     started = time.monotonic()
     try:
@@ -254,12 +299,12 @@ def _write(spec: QuantizeSpec, expected: Forecast, target: Path, progress: Progr
     if spec.tool is not None:
         _run_tool(spec, spec.tool, target, progress)
         return
-    params = _parameters(spec, dry_run=False)
+    params = _Parameters(spec, dry_run=False)
     status: list[int] = []
     with log.capture() as lines:
         log.forget()
         call = threading.Thread(daemon=True, target=lambda: status.append(library().llama_model_quantize(
-            os.fsencode(spec.model.path), os.fsencode(target), ctypes.byref(params))))
+            os.fsencode(spec.model.path), os.fsencode(target), ctypes.byref(params.native))))
         call.start()
         share = _ShareOfBytes(spec.model)
         while call.is_alive():
@@ -306,8 +351,25 @@ def tool_identity(tool: Path | None) -> str | None:
 
 def _run_tool(spec: QuantizeSpec, tool: Path, target: Path, progress: Progress) -> None:
     """Run an external llama-quantize, its output read line by line for progress."""
-    command = [str(tool), *(["--allow-requantize"] if spec.allow_requantize else []),
-               str(spec.model.path), str(target), spec.level.name, str(spec.options.thread_count)]
+    options: list[str] = ["--allow-requantize"] if spec.allow_requantize else []
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        if spec.imatrix is not None:
+            write_imatrix(Path(folder) / "imatrix.gguf", spec.imatrix)
+            options += ["--imatrix", f"{folder}/imatrix.gguf"]
+        if spec.types:
+            Path(folder, "types.txt").write_text(tensor_type_file(spec.types), encoding="utf-8")
+            options += ["--tensor-type-file", f"{folder}/types.txt"]
+        _follow_tool(spec, [str(tool), *options, str(spec.model.path), str(target), spec.level.name,
+                            str(spec.options.thread_count)], progress)
+
+
+def tensor_type_file(types: Mapping[str, str]) -> str:
+    """Return what `llama-quantize --tensor-type-file` reads: a pattern and a type per line."""
+    return "".join(f"{_pattern(name)}={ggml_type}\n" for name, ggml_type in types.items())
+
+
+def _follow_tool(spec: QuantizeSpec, command: list[str], progress: Progress) -> None:
+    tool = Path(command[0])
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL,  # noqa: S603 - the user named the tool
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
