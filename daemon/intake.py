@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from daemon.errors import OrderRefused
-from daemon.settings import ModelEntry, Settings
+from daemon.settings import ModelEntry, Settings, config_dir
 from loops.fingerprint import fingerprint
 from loops.pass1.criteria import parse_gates
 from loops.pass1.plan import PressPlan, parse_size
@@ -102,7 +102,8 @@ def plan_for(settings: Settings, entry: ModelEntry) -> PressPlan:
     return PressPlan(
         model=str(path), name=check_name(entry.name) if entry.name else name_of(path), levels=entry.levels,
         blobs=str(settings.blobs), scratch=str(settings.scratch), target_bytes=parse_size(entry.target_size),
-        max_degradation=entry.max_degradation, gates=entry.gates, timeout_s=settings.level_timeout_s)
+        max_degradation=entry.max_degradation, gates=entry.gates, domains=entry.domains,
+        user_domains=str(config_dir() / "calibration"), timeout_s=settings.level_timeout_s)
 
 
 def _real(path: Path) -> Path:

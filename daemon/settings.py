@@ -69,6 +69,7 @@ class ModelEntry(BaseModel):
     max_degradation: float = Field(0.07, ge=0, le=1, description="largest loss that passes, as a share")
     levels: tuple[str, ...] = Field((), description="levels to try; the original six unless set")
     gates: tuple[str, ...] = Field((), description="such as empathy:0.05")
+    domains: tuple[str, ...] = Field((), description="of calibration text; general unless set, where a level needs it")
     priority: int = Field(0, description="higher is done first")
 
     @field_validator("path")

@@ -20,11 +20,13 @@ def summarise(ledger: Ledger, run_id: int) -> dict[str, Any]:
         measured.setdefault(row["level"], {})[row["metric"]] = {
             key: row[key] for key in ("value", "low", "high", "error", "n", "unit")}
     plan = run.pop("plan")
+    compared = ledger.events_of_run(run_id, "calibration.compared")
     return {
         "nightpress": metadata.version("nightpress"), "run": run, "plan": plan,
         "baseline": measured.get("", {}),
         "levels": [{**{key: value for key, value in row.items() if key not in {"id", "run_id"}},
                     "measurements": measured.get(row["level"], {})} for row in ledger.candidates(run_id)],
+        "calibration": compared[-1]["data"] if compared else None,
         "releases": [row for row in ledger.releases() if row["run_id"] == run_id]}
 
 

@@ -12,6 +12,7 @@ from daemon.grip import Grip
 from daemon.settings import Settings
 from daemon.workers import WorkerProcess, signal_name
 from loops.events import (
+    Calibrated,
     Event,
     Failed,
     Finished,
@@ -48,8 +49,14 @@ def worker_log(state_dir: Path) -> Path:
     return state_dir / "logs" / "worker.log"
 
 
-def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None) -> Finished:
+def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None, show: Show | None = None) -> Finished:
     """Run a job that needs no ledger, to its end; a worker that is killed from outside is started again.
+
+    Args:
+        job: what to do, see `loops.worker`.
+        state_dir: for the worker's log.
+        grip: by which it is stopped or ended; with one it has the lowest priority.
+        show: is shown what the worker tells on the way.
 
     Raises:
         WorkerRefused: with the worker's sentence and exit code; 71 when it died.
@@ -60,7 +67,7 @@ def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None) -
     while True:
         with WorkerProcess({**job, "demote": grip is not None}, worker_log(state_dir), held) as worker:
             try:
-                return _finish(worker, held)
+                return _finish(worker, held, show)
             except EOFError:
                 if held.ended:
                     raise Interrupted(held.reason) from None
@@ -70,7 +77,7 @@ def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None) -
                     raise WorkerRefused(f"the worker died ({died}). {worker.last_words()}", 71) from None
 
 
-def _finish(worker: WorkerProcess, grip: Grip) -> Finished:
+def _finish(worker: WorkerProcess, grip: Grip, show: Show | None) -> Finished:
     while True:
         if grip.ended:
             raise Interrupted(grip.reason)
@@ -79,6 +86,8 @@ def _finish(worker: WorkerProcess, grip: Grip) -> Finished:
             raise WorkerRefused(event.message, event.exit_code)
         if isinstance(event, Finished):
             return event
+        if event is not None and show is not None:
+            show(event)
 
 
 def _hopeless(deaths: int, killed: int) -> bool:
@@ -198,6 +207,8 @@ class Pressing:
                 ledger.record_event("level.started", run, event.level)
             case LevelMeasured():
                 self._measure(event)
+            case Calibrated():
+                self._compare(event)
             case LevelDone():
                 attempt.level, attempt.deadline = "", None
                 self._finish_level(event)
@@ -271,6 +282,14 @@ class Pressing:
             self.ledger.record_responses(self.run_id, event.level, [ResponseRow(**row) for row in event.responses])
         if event.columns:
             self.ledger.update_level(self.run_id, event.level, **event.columns)
+
+    def _compare(self, event: Calibrated) -> None:
+        """Write down what a comparison of importance matrices came to."""
+        self.ledger.record_measurements(self.run_id, event.level, [
+            MeasurementRow(f"kl_divergence, imatrix {row['matrix']}, held-out {row['text']}", row["kld"],
+                           error=row["error"], n=row["n"], unit="nats/token") for row in event.rows])
+        self.ledger.record_event("calibration.compared", self.run_id, event.level, {
+            "used": event.used, "reason": event.reason, "rows": [dict(row) for row in event.rows]})
 
     def _finish_level(self, event: LevelDone) -> None:
         self.ledger.update_level(self.run_id, event.level, LevelState(event.state), reason=event.reason,

@@ -97,6 +97,23 @@ class LevelMeasured:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """Importance matrices were compared on text that none of them was made from.
+
+    Attributes:
+        level: that was built with each of them.
+        used: name of the one that did best; `none` for no matrix.
+        reason: a sentence.
+        rows: per matrix and text: `matrix`, `text`, `kld` and `error` in nats per token, `n` predictions, `bytes`.
+    """
+
+    level: str
+    used: str
+    reason: str
+    rows: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class LevelDone:
     """A level came to its end in one of the states of `state.states.LevelState`."""
 
@@ -130,11 +147,12 @@ class Failed:
     message: str
 
 
-Event = (Progress | Note | Opened | StepDone | LevelPlanned | LevelStarted | LevelMeasured | LevelDone
-         | Finished | Failed)
+Event = (Progress | Note | Opened | StepDone | LevelPlanned | LevelStarted | LevelMeasured | Calibrated
+         | LevelDone | Finished | Failed)
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (
-    Progress, Note, Opened, StepDone, LevelPlanned, LevelStarted, LevelMeasured, LevelDone, Finished, Failed)}
+    Progress, Note, Opened, StepDone, LevelPlanned, LevelStarted, LevelMeasured, Calibrated,
+    LevelDone, Finished, Failed)}
 
 
 def to_line(event: Event) -> str:

@@ -119,6 +119,33 @@ def _levels(job: Job, pipe: Pipe) -> None:
     pipe.emit(Finished(None, "", {"levels": list_levels(Path(job["model"]) if job.get("model") else None)}))
 
 
+def _write(job: Job, pipe: Pipe) -> None:
+    from loops.engine.generate import Sampling
+    from loops.engine.options import EngineOptions
+    from loops.engine.writing import write_exchanges
+
+    pipe.emit(Finished(None, "", write_exchanges(Path(job["model"]), EngineOptions(**job["options"]), job["prompts"],
+                                                 Sampling(**job["sampling"]))))
+
+
+def _imatrix(job: Job, pipe: Pipe) -> None:
+    from loops.pass1.plan import SinglePlan
+    from loops.pass1.single import make_matrix, show_matrix
+
+    if "plan" in job:
+        found = make_matrix(SinglePlan.from_json(job["plan"]), pipe.emit)
+    else:
+        found = show_matrix(Path(job["file"]))
+    pipe.emit(Finished(None, "", found))
+
+
+def _quantize(job: Job, pipe: Pipe) -> None:
+    from loops.pass1.plan import SinglePlan
+    from loops.pass1.single import make_files
+
+    pipe.emit(Finished(None, "", {"files": make_files(SinglePlan.from_json(job["plan"]), pipe.emit)}))
+
+
 def _engine(_job: Job, pipe: Pipe) -> None:
     from loops.engine import native
 
@@ -126,7 +153,8 @@ def _engine(_job: Job, pipe: Pipe) -> None:
 
 
 JOBS: dict[str, Callable[[Job, Pipe], None]] = {
-    "press": _press, "probe": _probe, "smoke": _smoke, "inspect": _inspect, "levels": _levels, "engine": _engine}
+    "press": _press, "probe": _probe, "smoke": _smoke, "inspect": _inspect, "levels": _levels, "engine": _engine,
+    "write": _write, "imatrix": _imatrix, "quantize": _quantize}
 
 
 def main() -> int:

@@ -131,6 +131,7 @@ MIGRATIONS: Sequence[tuple[str, Sequence[str]]] = (
     ("003_views", _VIEWS),
     ("004_gates", ("ALTER TABLE candidate ADD COLUMN gates TEXT NOT NULL DEFAULT '[]'",)),
     ("005_queue", _QUEUE),
+    ("006_imatrix", ("ALTER TABLE candidate ADD COLUMN imatrix TEXT NOT NULL DEFAULT ''",)),
 )
 
 _BOOKKEEPING = "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_at TEXT NOT NULL)"

@@ -167,6 +167,10 @@ class Queries:
         """Return what happened after event `after_id`, oldest first."""
         return self.rows("SELECT * FROM event WHERE id > ? ORDER BY id LIMIT ?", (after_id, limit))
 
+    def events_of_run(self, run_id: int, action: str) -> list[Row]:
+        """Return what happened under one action in a run, oldest first."""
+        return self.rows("SELECT * FROM event WHERE run_id = ? AND action = ? ORDER BY id", (run_id, action))
+
     def jobs(self, *, waiting: bool = False, limit: int = 1000) -> list[Row]:
         """Return the jobs of the queue, what is in work first, then in the order they will be done, then the ended.
 

@@ -59,6 +59,7 @@ class Candidate(SQLModel, table=True):
     signal: str | None = None
     updated_at: str = Field(default_factory=utc_now)
     gates: str = "[]"  # JSON: each gate with its limit, loss, interval and verdict
+    imatrix: str = ""  # what the importance matrix was made from; empty for none
 
 
 class Measurement(SQLModel, table=True):

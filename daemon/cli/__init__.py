@@ -15,6 +15,7 @@ from daemon.cli import (
     explain,
     feelings,
     ledger,
+    make,
     queue,
     releases,
     results,
@@ -30,8 +31,8 @@ app = typer.Typer(
     help="Press language models: quantize level by level, measure each against the original, promote the smallest "
          "that holds.")
 
-GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, calibration, feelings,
-          ledger, engine)
+GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, calibration,
+          feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 

@@ -7,10 +7,47 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from daemon.course import Course
 from loops import events
+
+
+def _bars(out: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>4.0f} %"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=out, transient=True)
+
+
+class Stages:
+    """Shows work that is no run: a bar per stage on a terminal, and notes."""
+
+    def __init__(self, out: Console) -> None:
+        self._out, self._live = out, out.is_terminal
+        self._bars = _bars(out)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def show(self, event: events.Event) -> None:
+        """Show one event."""
+        if isinstance(event, events.Progress):
+            name = f"{event.level} {event.stage}".strip()
+            if name not in self._tasks:
+                for task in self._tasks.values():
+                    self._bars.update(task, visible=False)
+                self._tasks[name] = self._bars.add_task(name, total=event.total)
+            self._bars.update(self._tasks[name], completed=event.done, total=event.total, visible=True)
+        elif isinstance(event, events.Note):
+            self._out.print((event.message.strip().splitlines() or [""])[-1], markup=False)
 
 
 class Display:
@@ -19,9 +56,7 @@ class Display:
     def __init__(self, out: Console) -> None:
         self._out = out
         self._live = out.is_terminal
-        self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>4.0f} %"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=out, transient=True)
+        self._bars = _bars(out)
         self._overall = self._bars.add_task("opening the model", total=1.0)
         self._course = Course()
         self._began = time.monotonic()

@@ -35,6 +35,14 @@ def run(
     once: Annotated[str | None, typer.Option(
         "--once", "--run-once", metavar="LEVEL", help="Build and measure this one level, and promote nothing.",
         show_default=False)] = None,
+    domain: Annotated[list[str] | None, typer.Option(
+        metavar="NAME", show_default=False,
+        help="Calibrate with this domain's text, such as medical; repeat for more. `nightpress calibration list` "
+             "shows them. Default: general, and only for levels that need it.")] = None,
+    calibration: Annotated[list[Path] | None, typer.Option(
+        metavar="FILE", show_default=False, help="Calibrate with this text; repeat for more.")] = None,
+    imatrix: Annotated[Path | None, typer.Option(
+        help="Quantize with this importance matrix as it is, llama.cpp's GGUF or .dat.", show_default=False)] = None,
     max_iterations: Annotated[int, typer.Option(min=1, help="Most levels to build.")] = 10,
     evaluation_prompts: Annotated[int, typer.Option(
         min=1, help="Scenarios at the first look; more follow while the verdict is open.")] = 25,
@@ -104,7 +112,7 @@ def run(
     --force; Ctrl-C then only ends the watching.
     """
     from daemon.intake import name_of
-    from daemon.settings import Settings
+    from daemon.settings import Settings, config_dir
     from loops.pass1.criteria import parse_gates
     from loops.pass1.ladder import PREFERENCES, STRATEGIES
     from loops.pass1.plan import PressPlan, parse_size, parse_weights
@@ -124,16 +132,22 @@ def run(
         target_bytes=parse_size(target_size), store_bytes=parse_size(baseline_disk),
         max_degradation=max_degradation, max_kld=max_kld,
         max_iterations=max_iterations, strategy=strategy, prefer=prefer,
-        scenarios=str(scenarios.expanduser().absolute()) if scenarios else None, first_scenarios=evaluation_prompts,
-        max_scenarios=max_prompts, text=str(text.expanduser().absolute()) if text else None, text_windows=text_windows,
+        scenarios=_absolute(scenarios) if scenarios else None, first_scenarios=evaluation_prompts,
+        max_scenarios=max_prompts, text=_absolute(text) if text else None, text_windows=text_windows,
         gates=tuple(gate or ()), weights=parse_weights(weight or ()), seeds=seeds, judge=judge,
-        eq_bench=str(eq_bench.expanduser().absolute()) if eq_bench else None,
-        multiple_choice=str(multiple_choice.expanduser().absolute()) if multiple_choice else None,
+        eq_bench=_absolute(eq_bench) if eq_bench else None,
+        multiple_choice=_absolute(multiple_choice) if multiple_choice else None,
+        domains=tuple(domain or ()), calibration=tuple(_absolute(file) for file in calibration or ()),
+        user_domains=str(config_dir() / "calibration"), imatrix=_absolute(imatrix) if imatrix else None,
         accept_inconclusive=accept_inconclusive, allow_requantize=allow_requantize, ignore_forecast=force,
-        tool=str(quant_tool.expanduser().absolute()) if quant_tool else None, timeout_s=timeout, simulate=simulate)
+        tool=_absolute(quant_tool) if quant_tool else None, timeout_s=timeout, simulate=simulate)
     options = {"--deploy-dir": deploy_dir, "--output-dir": output_dir, "--threads": threads}
     own = [option for option, given in options.items() if given is not None]
     _press(settings, plan, own, promoting=promote and not once and not simulate, fresh=fresh, as_json=json)
+
+
+def _absolute(file: Path) -> str:
+    return str(file.expanduser().absolute())
 
 
 def _press(settings: Settings, plan: PressPlan, own: list[str], *, promoting: bool, fresh: bool, as_json: bool) -> None:

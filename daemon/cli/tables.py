@@ -103,6 +103,8 @@ def print_run(out: Console, summary: Mapping[str, Any], *, reasons: bool = False
     out.print(run_heading(summary), markup=False)
     out.print(levels_table(summary, out.width))
     run = summary["run"]
+    if summary.get("calibration"):
+        out.print(summary["calibration"]["reason"], markup=False)
     for row in summary["levels"]:
         if row["reason"] and (reasons or row["state"] not in {"passed", "skipped", "oversize"}):
             out.print(f"{row['level']}: {row['reason']}", markup=False)

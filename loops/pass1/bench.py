@@ -6,164 +6,101 @@ Each method is a step: remembered under a fingerprint of everything that decides
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loops.engine import generate, native, quantize
 from loops.engine.chat import prompt_tokens
-from loops.engine.divergence import BaselineStore, Windows, cut_windows, measure_baseline, measure_divergence
 from loops.engine.gguf_check import CheckedModel
 from loops.engine.levels import Level
-from loops.engine.model import Model, load_model
+from loops.engine.model import Model
+from loops.engine.options import EngineOptions
 from loops.engine.score import Likelihood, Question, score
 from loops.evaluation import choices, eq_bench
 from loops.evaluation.metrics import evaluate, identity, preference
 from loops.evaluation.scenarios import Scenario
 from loops.evaluation.text import EvaluationText
-from loops.events import Progress
+from loops.pass1.calibrate import Matrix, blank
+from loops.pass1.gauge import Gauge
 from loops.pass1.plan import PressPlan
+from loops.pass1.rig import Rig, Subject
 from loops.pass1.steps import Emit, Result, Steps
 
 PART = 48  #: scenarios or questions of one step; what an interruption costs at most
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: the original or a level of it.
-
-    Attributes:
-        level: '' for the original.
-        path: its GGUF.
-        sha256: of its content.
-    """
-
-    level: str
-    path: Path
-    sha256: str
-
-
-class Bench:
+class Bench(Rig):
     """Builds and measures with llama.cpp."""
 
     simulated = False
 
     def __init__(self, plan: PressPlan, model: CheckedModel, original: Subject, text: EvaluationText,
                  steps: Steps, emit: Emit) -> None:
-        self.plan, self.model, self.original = plan, model, original
-        self.text, self.steps, self.emit = text, steps, emit
+        super().__init__(model, original, plan.options, Path(plan.scratch), plan.matrices, steps, emit)
+        self.plan = plan
         self.sampling = generate.Sampling(max_tokens=plan.max_tokens)
-        self._held = ExitStack()
-        self._held_path: Path | None = None
-        self._held_model: Model | None = None
+        self.gauge = Gauge(self, text, plan.text_windows, plan.store_bytes)
 
-    def _report(self, stage: str, level: str) -> Callable[[float, float], None]:
-        return lambda done, total: self.emit(Progress(stage, level, done, total))
-
-    def _quantization(self, level: Level) -> quantize.QuantizeSpec:
+    def _quantization(self, level: Level, matrix: Matrix | None) -> quantize.QuantizeSpec:
         return quantize.QuantizeSpec(
             self.model, level, self.plan.options, self.plan.allow_requantize,
-            tool=Path(self.plan.tool) if self.plan.tool else None)
+            tool=Path(self.plan.tool) if self.plan.tool else None, imatrix=matrix.imatrix if matrix else None)
 
-    def release(self) -> None:
-        """Free the model that is loaded, if any."""
-        self._held.close()
-        self._held_path = self._held_model = None
-
-    def _loaded(self, subject: Subject) -> Model:
-        """Return the subject's model; one model is in memory at a time, until another is asked for."""
-        if self._held_model is None or self._held_path != subject.path:
-            self.release()
-            self._held_model = self._held.enter_context(load_model(
-                subject.path, self.plan.options, lambda share: self._report("load", subject.level)(share, 1.0)))
-            self._held_path = subject.path
-        return self._held_model
-
-    def forecast(self, level: Level) -> quantize.Forecast:
+    def forecast(self, level: Level, matrix: Matrix | None = None) -> quantize.Forecast:
         """Return the exact size and types of a level, without building it."""
-        return quantize.forecast(self._quantization(level))
+        return quantize.forecast(self._quantization(level, matrix))
 
-    def build(self, level: Level, forecast: quantize.Forecast) -> tuple[Subject, Result]:
+    def forecast_with_any(self, level: Level) -> quantize.Forecast:
+        """Return size and types of a level as an importance matrix that knows every tensor makes them."""
+        return quantize.forecast(self._quantization(level, blank(self.model)))
+
+    def build(self, level: Level, forecast: quantize.Forecast, matrix: Matrix | None = None) -> tuple[Subject, Result]:
         """Build a level into the blob store; return it and the facts of its file."""
-        spec, blobs = self._quantization(level), Path(self.plan.blobs)
-        report = self._report("quantize", level.name)
+        spec, blobs = self._quantization(level, matrix), Path(self.plan.blobs)
+        report = self.report("quantize", level.name)
 
         def work() -> Result:
             self.release()
             made = quantize.quantize(spec, forecast, blobs, lambda share: report(share, 1.0))
             return {"sha256": made.sha256, "bytes": made.n_bytes, "fallbacks": made.fallbacks,
-                    "tensor_types": dict(made.tensor_types), "built_s": made.seconds}
+                    "tensor_types": dict(made.tensor_types), "built_s": made.seconds,
+                    "imatrix": matrix.name if matrix else ""}
 
         def stands(result: Result) -> bool:
             file = blobs / f"{result['sha256']}.gguf"
             return file.is_file() and file.stat().st_size == result["bytes"]
 
         result = self.steps.run("quantize", level.name, work, stands, to=level.name,
-                                model=self.original.sha256, tool=quantize.tool_identity(spec.tool))
+                                model=self.original.sha256, tool=quantize.tool_identity(spec.tool),
+                                imatrix=matrix.sha256 if matrix else None)
         return Subject(level.name, blobs / f"{result['sha256']}.gguf", result["sha256"]), result
-
-    @cached_property
-    def windows(self) -> Windows:
-        """The evaluation text as the original's vocabulary cuts it."""
-        return cut_windows(self._loaded(self.original), self.text.text, special=self.text.special,
-                           limit=self.plan.text_windows)
-
-    @cached_property
-    def _divergence_parts(self) -> dict[str, Any]:
-        return {"text": self.text.sha256, "special": self.text.special, "windows": len(self.windows.tokens),
-                "per_decode": self.windows.per_decode, "original": self.original.sha256,
-                "store_bytes": self.plan.store_bytes}
-
-    @property
-    def _store_folder(self) -> Path:
-        return Path(self.plan.scratch) / self.steps.name("baseline-store", **self._divergence_parts)
 
     def finish(self) -> None:
         """Free the model and the disk that only an unfinished run needs."""
         self.release()
-        shutil.rmtree(self._store_folder, ignore_errors=True)
+        self.gauge.discard()
 
     def store_bytes(self) -> int:
         """Return the disk that the original's log-probabilities will take at most."""
-        whole = self.windows.scored * self._loaded(self.original).n_vocab * 4
-        return min(whole, self.plan.store_bytes)
-
-    @cached_property
-    def store(self) -> BaselineStore:
-        """The original's log-probabilities; computed when the first level needs them, kept for the run."""
-        model = self._loaded(self.original)
-        store = BaselineStore(self._store_folder, self.windows, model.n_vocab, self.plan.store_bytes)
-        measure_baseline(model, store, self._report("baseline", ""))
-        return store
+        return self.gauge.store_bytes()
 
     def perplexity(self) -> Result:
         """Return the original's own perplexity; computing it fills the store."""
-        return self.steps.run("perplexity", "", lambda: self.store.perplexity(), **self._divergence_parts)
+        return self.gauge.perplexity()
 
     def divergence(self, subject: Subject) -> Result:
         """Return every statistic of `Divergence` for a level or, as a check, for the original itself."""
-        parts = {**self._divergence_parts, "subject": subject.sha256}
-
-        def work() -> Result:
-            folder = Path(self.plan.scratch) / self.steps.name("divergence-rows", **parts)
-            store = self.store
-            found = measure_divergence(self._loaded(subject), store, folder,
-                                       self._report("divergence", subject.level))
-            shutil.rmtree(folder, ignore_errors=True)  # the step that follows holds the result
-            return found.as_json()
-
-        return self.steps.run("divergence", subject.level, work, **parts)
+        return self.gauge.divergence(subject)
 
     def forced_choice(self, subject: Subject, scenarios: Sequence[Scenario]) -> dict[str, Result]:
         """Return, per scenario id, the margin of the empathic reply in nats per token and its probability."""
         def prefer(part: Sequence[Scenario]) -> Result:
-            model = self._loaded(subject)
+            model = self.loaded(subject)
             likelihoods = score(model, [_question(model, scenario) for scenario in part],
-                                self._report("forced choice", subject.level))
+                                self.report("forced choice", subject.level))
             return {scenario.id: {"margin": empathic.mean - dismissive.mean,
                                   "forced_choice": preference(empathic.mean - dismissive.mean)}
                     for scenario, (empathic, dismissive) in zip(part, likelihoods, strict=True)}
@@ -184,11 +121,11 @@ class Bench:
         def judge() -> Result:
             import numpy as np
 
-            model = self._loaded(self.original)
+            model = self.loaded(self.original)
             likelihoods = score(model, [
                 Question(prompt_tokens(model, scenario.prompt),
                          (np.asarray(said[scenario.id]["tokens"], dtype=np.int32),))
-                for scenario in scenarios], self._report("fluency", subject.level))
+                for scenario in scenarios], self.report("fluency", subject.level))
             return {scenario.id: {
                 **evaluate(scenario, said[scenario.id]["text"], likelihood.mean, ended=said[scenario.id]["ended"]),
                 "mean_log_likelihood": likelihood.mean,
@@ -203,9 +140,9 @@ class Bench:
     def _say(self, subject: Subject, prompts: Sequence[tuple[str, str]], sampling: generate.Sampling) -> Result:
         """Return text, tokens and whether it ended of the reply to each named prompt."""
         def speak() -> Result:
-            model = self._loaded(subject)
+            model = self.loaded(subject)
             replies = generate.generate(model, [prompt_tokens(model, prompt) for _, prompt in prompts], sampling,
-                                        self._report("replies", subject.level))
+                                        self.report("replies", subject.level))
             return {name: {"text": reply.text, "tokens": list(reply.tokens), "ended": reply.ended}
                     for (name, _), reply in zip(prompts, replies, strict=True)}
 
@@ -226,10 +163,10 @@ class Bench:
     def multiple_choice(self, subject: Subject, questions: Sequence[choices.Choice]) -> Result:
         """Return the accuracy, by sum and per character, with intervals, and per item 0 or 1."""
         def answer(part: Sequence[choices.Choice]) -> Result:
-            model = self._loaded(subject)
+            model = self.loaded(subject)
             return {"likelihoods": [[asdict(one) for one in likelihoods] for likelihoods in score(
                 model, [_choices(model, question) for question in part],
-                self._report("multiple choice", subject.level))]}
+                self.report("multiple choice", subject.level))]}
 
         rows: list[list[Likelihood]] = []
         for at in range(0, len(questions), PART):
@@ -245,7 +182,7 @@ class Bench:
     def speed(self, subject: Subject) -> float:
         """Return tokens per second of one chat; measured once per file, on whatever the machine then did."""
         def work() -> Result:
-            return {"tokens_per_s": generate.measure_speed(self._loaded(subject))}
+            return {"tokens_per_s": generate.measure_speed(self.loaded(subject))}
 
         return float(self.steps.run("speed", subject.level, work, subject=subject.sha256)["tokens_per_s"])
 
@@ -267,7 +204,6 @@ def _choices(model: Model, choice: choices.Choice) -> Question:
     return Question(start, tuple(answers))
 
 
-def engine_identity(plan: PressPlan) -> dict[str, Any]:
+def engine_parts(options: EngineOptions) -> dict[str, Any]:
     """Return what of the engine enters every fingerprint: the build and how it runs."""
-    options = asdict(plan.options) | {"threads": plan.options.thread_count}
-    return {"build": native.build().id, **options}
+    return {"build": native.build().id, **asdict(options), "threads": options.thread_count}

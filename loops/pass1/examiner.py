@@ -14,11 +14,12 @@ from loops.evaluation.eq_bench import Question, read_questions
 from loops.evaluation.metrics import overall
 from loops.evaluation.scenarios import Scenario
 from loops.pass1 import criteria, gate
-from loops.pass1.bench import Bench, Subject
+from loops.pass1.bench import Bench
 from loops.pass1.criteria import Gate, Ruling
 from loops.pass1.gate import Interval, Look, Verdict
 from loops.pass1.plan import PressPlan
 from loops.pass1.report import Scores, seed_rows
+from loops.pass1.rig import Subject
 from loops.pass1.simulation import SimulatedBench
 from loops.pass1.steps import Result
 

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from loops.evaluation import metrics
 from loops.evaluation.scenarios import Scenario, fingerprint_of, read_scenarios
 from loops.evaluation.text import EvaluationText, read_text
 from loops.events import (
+    Calibrated,
     Finished,
     LevelDone,
     LevelMeasured,
@@ -31,13 +33,15 @@ from loops.events import (
     Progress,
 )
 from loops.fingerprint import fingerprint, sha256_of_files
-from loops.pass1.bench import Bench, Subject, engine_identity
+from loops.pass1.bench import Bench, engine_parts
+from loops.pass1.calibrate import Calibration, Matrix, Source, general, given, read_source, refuse_overlap
 from loops.pass1.examiner import Examiner, Findings, Instruments
 from loops.pass1.forecast import check_disk, check_memory, check_time
 from loops.pass1.gate import Verdict
 from loops.pass1.ladder import Rung, choose, next_level
 from loops.pass1.plan import PressPlan, TargetImpossible
 from loops.pass1.report import Scores, baseline_rows, level_rows, response_rows
+from loops.pass1.rig import Subject
 from loops.pass1.simulation import SimulatedBench
 from loops.pass1.steps import Emit, Result, Steps
 from loops.pass1.wording import describe
@@ -57,6 +61,7 @@ class Prepared:
         ladder: levels to consider.
         scenarios: all that may be used, in order.
         text: for perplexity and KL divergence.
+        source: text to calibrate with, None where none was asked for.
         instruments: questions besides the scenarios.
         opened: what was told about it.
     """
@@ -66,6 +71,7 @@ class Prepared:
     ladder: tuple[Level, ...]
     scenarios: tuple[Scenario, ...]
     text: EvaluationText
+    source: Source | None
     instruments: Instruments
     opened: Opened
 
@@ -89,10 +95,15 @@ def prepare(plan: PressPlan, emit: Emit, known_sha256: str | None = None) -> Pre
         model.shards, lambda done, total: emit(Progress("hash", "", done, total)))
     text = read_text(Path(plan.text) if plan.text else None, plan.model_path)
     instruments = Instruments.of(plan)
+    source = read_source(plan.domains, plan.calibration, plan.user_domains)
+    if source is not None:
+        refuse_overlap(source, text, scenarios)
+    matrix = given(model, Path(plan.imatrix)) if plan.imatrix else None
     engine = asdict(native.build()) | {"id": native.build().id}
     identity = fingerprint("run", plan=plan.identity(), model=sha256, text=text.sha256,
                            scenarios=fingerprint_of(scenarios), instruments=asdict(instruments),
-                           metrics=metrics.identity(), engine=engine_identity(plan),
+                           metrics=metrics.identity(), engine=engine_parts(plan.options),
+                           calibration=source.sha256 if source else None, imatrix=matrix.sha256 if matrix else None,
                            tool=tool_identity(Path(plan.tool) if plan.tool else None))
     header = model.header
     opened = Opened(
@@ -102,8 +113,9 @@ def prepare(plan: PressPlan, emit: Emit, known_sha256: str | None = None) -> Pre
                "model_name": header.name, "license": header.license,
                "base_model": ", ".join(header.base_models) or None,
                "text": text.source, "text_sha256": text.sha256, "scenarios": plan.scenarios or "built-in",
-               "scenarios_fingerprint": fingerprint_of(scenarios)})
-    return Prepared(plan, model, ladder, scenarios, text, instruments, opened)
+               "scenarios_fingerprint": fingerprint_of(scenarios),
+               "calibration": source.name if source else matrix.name if matrix else None})
+    return Prepared(plan, model, ladder, scenarios, text, source, instruments, opened)
 
 
 class Press:
@@ -121,11 +133,14 @@ class Press:
             emit: told every event.
         """
         self.prepared, self.plan, self.emit, self.settled = prepared, prepared.plan, emit, settled
-        self.steps = Steps(emit, done, engine=engine_identity(prepared.plan))
+        self.steps = Steps(emit, done, engine=engine_parts(prepared.plan.options))
         self.original = Subject("", prepared.model.path, prepared.opened.model_sha256)
         self.bench: Bench | SimulatedBench = (
             SimulatedBench(self.plan, prepared.model, self.original) if self.plan.simulate else
             Bench(self.plan, prepared.model, self.original, prepared.text, self.steps, emit))
+        self.calibration = (Calibration(self.plan, self.bench, prepared.source)
+                            if isinstance(self.bench, Bench) else None)
+        self.needing: set[str] = set()  # levels that cannot be made without an importance matrix
         self.examiner = Examiner(self.plan, prepared.scenarios, self.bench, self.original, prepared.instruments)
         self.rungs: list[Rung] = []
 
@@ -148,6 +163,7 @@ class Press:
                           min(len(order), self.plan.max_iterations))
         if note:
             self.emit(Note(note))
+        self._calibrate(order)
         ended: dict[str, str] = {}
         built = 0
         while (name := next_level(self.plan.strategy, order, ended)) is not None:
@@ -177,7 +193,7 @@ class Press:
         forecasts = {}
         for ordinal, level in enumerate(self.prepared.ladder):
             try:
-                found = self.bench.forecast(level)
+                found = self._first_forecast(level)
             except native.EngineFailed as problem:
                 self.emit(LevelPlanned(level.name, ordinal, 0, 0.0, 0, {}))
                 self.emit(LevelDone(level.name, "error", str(problem)))
@@ -186,20 +202,61 @@ class Press:
             self.emit(LevelPlanned(level.name, ordinal, found.n_bytes, bits, found.fallbacks,
                                    dict(found.tensor_types)))
             if found.needs_imatrix:
-                self.emit(LevelDone(level.name, "skipped", f"{level.name} needs an importance matrix."))
-            elif found.n_bytes > self.plan.target_bytes:
-                self.emit(LevelDone(level.name, "oversize",
-                                    f"{found.n_bytes:,} bytes are over the target of {self.plan.target_bytes:,}."))
-            if not found.needs_imatrix:
-                forecasts[level.name] = found
+                self.emit(LevelDone(level.name, "skipped", f"The importance matrix that was given does not know "
+                                    f"{found.unknown}, which {level.name} needs."))
+                continue
+            if found.n_bytes > self.plan.target_bytes:
+                self.emit(LevelDone(level.name, "oversize", self._oversize(found)))
+            forecasts[level.name] = found
         return forecasts
+
+    def _first_forecast(self, level: Level) -> Forecast:
+        """Return what a level will be, before there is any matrix but one that the user gave."""
+        if self.calibration is not None and self.calibration.given is not None:
+            return self.bench.forecast(level, self.calibration.given)
+        found = self.bench.forecast(level)
+        if found.needs_imatrix:
+            self.needing.add(level.name)
+        return self.bench.forecast_with_any(level) if found.needs_imatrix or self.prepared.source else found
+
+    def _oversize(self, found: Forecast) -> str:
+        return f"{found.n_bytes:,} bytes are over the target of {self.plan.target_bytes:,}."
+
+    def _calibrate(self, order: list[str]) -> None:
+        """Find out which importance matrix does best at the lowest level that is to be tried."""
+        if self.calibration is None or self.calibration.given is not None:
+            return
+        if self.prepared.source is None:
+            if self.needing & set(order):
+                refuse_overlap(general(), self.prepared.text, self.prepared.scenarios)
+                self.emit(Note("An importance matrix is made from the general calibration text for "
+                               f"{', '.join(name for name in order if name in self.needing)}; --domain takes another."))
+            return
+        for name in reversed(order):
+            if name in self.settled:
+                continue
+            self.emit(LevelStarted(name))
+            try:
+                found = self.calibration.settle(name, partial(self._built, name))
+            except native.EngineFailed as problem:
+                self.emit(Note(f"Importance matrices could not be compared at {name}: {problem}"))
+                continue
+            self.emit(Calibrated(found.level, found.used, found.reason, found.rows))
+            self.emit(Note(found.reason))
+            return
+
+    def _built(self, name: str, matrix: Matrix | None) -> tuple[Subject, Result] | None:
+        """Build a level with a matrix; None where it cannot be made so."""
+        level = self._level_of(name)
+        forecast = self.bench.forecast(level, matrix)
+        return None if forecast.needs_imatrix else self.bench.build(level, forecast, matrix)
 
     def _refuse_impossible(self, forecasts: Mapping[str, Forecast], order: list[str]) -> None:
         if order:
             return
         if not forecasts:
-            raise TargetImpossible("None of the levels asked for can be built: each needs an importance matrix or "
-                                   "is refused by the engine. Ask for others with --levels.")
+            raise TargetImpossible("None of the levels asked for can be built: the engine refuses each, or the "
+                                   "importance matrix does not know enough for it. Ask for others with --levels.")
         smallest = min(forecasts.values(), key=lambda found: found.n_bytes)
         raise TargetImpossible(
             f"No level is small enough: the smallest, {smallest.level}, takes {smallest.n_bytes / 1e6:,.1f} MB, and "
@@ -234,7 +291,12 @@ class Press:
         self.emit(LevelStarted(level.name))
         started = time.monotonic()
         try:
-            subject, facts = self.bench.build(level, forecast)
+            matrix = self.calibration.matrix_for(needed=level.name in self.needing) if self.calibration else None
+            forecast = self.bench.forecast(level, matrix) if matrix is not None or self.prepared.source else forecast
+            if forecast.n_bytes > self.plan.target_bytes:
+                self._end(level.name, "oversize", self._oversize(forecast), forecast.n_bytes)
+                return
+            subject, facts = self.bench.build(level, forecast, matrix)
             facts = {**facts, "bits_per_weight": 8 * facts["bytes"] / self.prepared.model.n_parameters}
             self._report(subject, (), facts)
             divergence = self.bench.divergence(subject)

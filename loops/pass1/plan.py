@@ -120,6 +120,10 @@ class PressPlan:
         seeds: times that the original answers the first look by sampling, to know the noise; 0 for none.
         eq_bench: file of EQ-Bench v2 questions; None for none.
         multiple_choice: JSONL file of questions with choices; None for none.
+        domains: names of calibration domains.
+        calibration: files of calibration text besides.
+        user_domains: folder of the user's own domains; None for none.
+        imatrix: file of an importance matrix to use as it is; None to collect one where it is needed.
         judge: a provider of a judging model, with or without the model's name, `anthropic:NAME`; None for none.
         options: of the engine.
         blobs: folder for finished levels.
@@ -158,6 +162,10 @@ class PressPlan:
     eq_bench: str | None = None
     multiple_choice: str | None = None
     judge: str | None = None
+    domains: tuple[str, ...] = ()
+    calibration: tuple[str, ...] = ()
+    user_domains: str | None = None
+    imatrix: str | None = None
     options: EngineOptions = field(default_factory=EngineOptions)
 
     def as_json(self) -> dict[str, Any]:
@@ -170,7 +178,8 @@ class PressPlan:
         known = dict(fields)
         known["options"] = EngineOptions(**known.get("options", {}))
         known["levels"] = tuple(known.get("levels", ()))
-        known["gates"] = tuple(known.get("gates", ()))
+        for name in ("gates", "domains", "calibration"):
+            known[name] = tuple(known.get(name, ()))
         return cls(**known)
 
     @property
@@ -178,14 +187,73 @@ class PressPlan:
         """Where the original lies."""
         return Path(self.model)
 
+    @property
+    def matrices(self) -> Path:
+        """Folder for importance matrices."""
+        return Path(self.blobs).parent / "imatrices"
+
     def identity(self) -> dict[str, Any]:
         """Return what decides the outcome: everything but places on this machine.
 
-        What lies in those places decides too: model, scenarios, questions, text and tool are named by
-        content.
+        What lies in those places decides too: model, scenarios, questions, texts, matrix and tool are named
+        by content.
         """
         fields = asdict(self)
         for place in ("model", "blobs", "scratch", "scenarios", "text", "tool", "eq_bench",
-                      "multiple_choice", "timeout_s", "ignore_forecast"):
+                      "multiple_choice", "timeout_s", "ignore_forecast", "domains", "calibration", "user_domains",
+                      "imatrix"):
             del fields[place]
         return fields
+
+
+@dataclass(frozen=True)
+class SinglePlan:
+    """What to make of a model.
+
+    Attributes:
+        model: path of the original.
+        scratch: folder for checkpoints.
+        matrices: folder for importance matrices.
+        journals: folder for finished steps.
+        domains: names of calibration domains.
+        calibration: files of calibration text besides.
+        user_domains: folder of the user's own domains.
+        imatrix: file of an importance matrix to use as it is.
+        merge: files of importance matrices to add up.
+        levels: names, or names of ladders.
+        output: of an importance matrix the file, else the folder.
+        stem: of the files' names.
+        replace: files that are there.
+        allow_requantize: accept an original that is quantized.
+        tool: an external llama-quantize.
+        options: of the engine.
+    """
+
+    model: str
+    scratch: str
+    matrices: str
+    journals: str
+    output: str
+    stem: str = "model"
+    domains: tuple[str, ...] = ()
+    calibration: tuple[str, ...] = ()
+    user_domains: str | None = None
+    imatrix: str | None = None
+    merge: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
+    replace: bool = False
+    allow_requantize: bool = False
+    tool: str | None = None
+    options: EngineOptions = field(default_factory=EngineOptions)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a dict that json can write and `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> SinglePlan:
+        """Return the plan that `as_json` wrote."""
+        known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                 for name, value in fields.items()}
+        known["options"] = EngineOptions(**fields.get("options", {}))
+        return cls(**known)

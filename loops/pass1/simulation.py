@@ -21,8 +21,9 @@ from loops.engine.quantize import Forecast, refuse_quantized
 from loops.evaluation import choices, eq_bench
 from loops.evaluation.names import METRICS
 from loops.evaluation.scenarios import Scenario
-from loops.pass1.bench import Subject
+from loops.pass1.calibrate import Matrix
 from loops.pass1.plan import PressPlan
+from loops.pass1.rig import Subject
 from loops.pass1.steps import Result
 
 
@@ -54,8 +55,13 @@ class SimulatedBench:
     def finish(self) -> None:
         """Do nothing: no model is ever loaded."""
 
-    def forecast(self, level: Level) -> Forecast:
+    def forecast_with_any(self, level: Level) -> Forecast:
+        """Return the same as `forecast`."""
+        return self.forecast(level)
+
+    def forecast(self, level: Level, matrix: Matrix | None = None) -> Forecast:
         """Return the size that the level's main type gives for every matrix."""
+        del matrix
         refuse_quantized(self.model, allow=self.plan.allow_requantize)
         sizes = {name: (block, size) for name, block, size in tensor_types().values()}
         main, types, n_bytes = _main_type(level), {}, 0
@@ -67,8 +73,9 @@ class SimulatedBench:
         self._bits[level.name] = 8 * n_bytes / self.model.n_parameters
         return Forecast(level.name, n_bytes + self.model.header.data_offset, types, 0, needs_imatrix=False)
 
-    def build(self, level: Level, forecast: Forecast) -> tuple[Subject, Result]:
+    def build(self, level: Level, forecast: Forecast, matrix: Matrix | None = None) -> tuple[Subject, Result]:
         """Return facts of a file that does not exist."""
+        del matrix
         return Subject(level.name, Path(), f"simulated-{level.name}"), {
             "sha256": None, "bytes": forecast.n_bytes, "fallbacks": 0, "tensor_types": {}, "built_s": 0.0}
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from loops import events
 from loops.events import (
+    Calibrated,
     Event,
     Failed,
     Finished,
@@ -38,6 +39,7 @@ EVERY: tuple[Event, ...] = (
     LevelMeasured("Q4_K_M", ({"metric": "kld", "value": 0.1}, {"metric": "ppl", "value": 2}), ({"text": "Hm."},),
                   {"bytes": 3}),
     LevelMeasured(""),
+    Calibrated("IQ2_S", "general", "It does best.", ({"matrix": "general", "text": "medical", "kld": 0.1, "n": 255},)),
     LevelDone("Q4_K_M", "passed", "It holds.", {"bytes": 3}),
     Finished(None, "No level passed.", {"looks": [25, 40]}),
     Finished("Q2_K", "The smallest."),

@@ -1,0 +1,297 @@
+"""Which importance matrix a run quantizes with: collected from calibration text, and compared before it is trusted.
+
+A matrix of a domain need not help: on text of the very domain that was kept back, and on general text, the
+lowest level is built with the domain's matrix, with the general one and with none, and the best is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration_data import checks
+from calibration_data.catalogue import GENERAL, Catalogue
+from calibration_data.text import CalibrationRefused, Sample, read, write
+from loops.engine.calibration import calibration_text
+from loops.engine.gguf_check import CheckedModel
+from loops.engine.imatrix import collect_imatrix, cut_chunks
+from loops.engine.imatrix_file import Entry, Imatrix, check_fits, read_imatrix, write_imatrix
+from loops.evaluation.scenarios import Scenario
+from loops.evaluation.text import EvaluationText
+from loops.pass1.gauge import Gauge
+from loops.pass1.plan import PressPlan
+from loops.pass1.rig import Rig, Subject
+from loops.pass1.steps import Result
+from state.files import explained, make_folder
+
+#: builds a level with a matrix or without; returns it with its facts, None where it cannot be made so
+Builder = Callable[["Matrix | None"], tuple[Subject, Result] | None]
+
+COMPARED_WINDOWS = 12  #: of 512 tokens, of each text that matrices are compared on
+NONE = "none"
+ENOUGH_WORDS = 2_400  #: of a user's text, of which a part can then be kept back
+KEPT_BACK_WORDS = 800  #: about two windows in most vocabularies
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text to calibrate with.
+
+    Attributes:
+        name: of the domain or file, several joined by `+`.
+        samples: to collect from.
+        held_out: of the same kind, never collected from; empty where there is too little.
+    """
+
+    name: str
+    samples: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of both parts."""
+        return hashlib.sha256(f"{write(self.samples)}\0{write(self.held_out)}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """An importance matrix and what it is called."""
+
+    name: str
+    imatrix: Imatrix
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its values."""
+        return self.imatrix.sha256
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison came to.
+
+    Attributes:
+        level: that was built.
+        rows: per matrix and text: `matrix`, `text`, `kld`, `error` in nats per token, `n` predictions, `bytes`.
+        used: name of the matrix that does best on the domain's own text, `none` for no matrix.
+        judged_on: name of that text.
+        reason: a sentence.
+    """
+
+    level: str
+    rows: tuple[Result, ...]
+    used: str
+    judged_on: str
+    reason: str
+
+
+def read_source(domains: Sequence[str], files: Sequence[str], user_domains: str | None) -> Source | None:
+    """Return the text that domains and files hold together; None for none of either.
+
+    Raises:
+        UnknownDomain: there is no such domain.
+        CalibrationRefused: a text cannot be used.
+    """
+    catalogue = Catalogue(Path(user_domains) if user_domains else None)
+    found = [Source(name, catalogue.load(name), catalogue.held_out(name)) for name in dict.fromkeys(domains)]
+    found += [Source(Path(file).name, read(Path(file)), ()) for file in dict.fromkeys(files)]
+    found = [source if source.held_out else _keep_back(source) for source in found]
+    if not found:
+        return None
+    return Source("+".join(source.name for source in found),
+                  tuple(sample for source in found for sample in source.samples),
+                  tuple(sample for source in found for sample in source.held_out))
+
+
+def general() -> Source:
+    """Return the general domain."""
+    catalogue = Catalogue()
+    return Source(GENERAL, catalogue.load(GENERAL), catalogue.held_out(GENERAL))
+
+
+def _keep_back(source: Source) -> Source:
+    """Keep every so many-th sample back; nothing of a text that is too short."""
+    words = sum(checks.count_words([sample]) for sample in source.samples)
+    if words < ENOUGH_WORDS or len(source.samples) < 3:
+        return source
+    every = max(3, min(8, words // KEPT_BACK_WORDS))
+    return Source(source.name, tuple(one for number, one in enumerate(source.samples) if number % every != every - 1),
+                  source.samples[every - 1::every])
+
+
+def refuse_overlap(source: Source, text: EvaluationText | None, scenarios: Sequence[Scenario]) -> None:
+    """Make sure that nothing is measured on what was calibrated with.
+
+    Raises:
+        CalibrationRefused: naming what overlaps.
+    """
+    others = {f"scenario {one.id}": f"{one.prompt}\n{one.empathic}\n{one.dismissive}" for one in scenarios}
+    if text is not None:
+        others |= {"the evaluation text": text.text}
+    if source.held_out:
+        others |= {"its own held-out part": "\n".join(sample.text for sample in source.held_out)}
+    found = checks.overlaps(source.samples, others)
+    if found:
+        one = found[0]
+        raise CalibrationRefused(
+            f"The calibration text {source.name} overlaps with what the model is judged by, in {len(found)} places: "
+            f"{one.id} shares {one.words} words with {one.other} ({one.excerpt[:80]!r}). Figures after calibrating "
+            "with it would mean nothing; take them out.")
+
+
+def blank(model: CheckedModel) -> Matrix:
+    """Return a matrix that knows every tensor and weighs all alike: for sizes, not for quantizing."""
+    entries = {tensor.name: Entry(np.ones(tensor.shape[0] * int(np.prod(tensor.shape[2:], dtype=np.int64)),
+                                          dtype=np.float32), np.ones(1, dtype=np.int64))
+               for tensor in model.tensors if tensor.name.startswith("blk.") and len(tensor.shape) > 1}
+    return Matrix("", Imatrix(entries, (), 1, 1))
+
+
+def given(model: CheckedModel, file: Path) -> Matrix:
+    """Return the matrix that the user gives.
+
+    Raises:
+        ImatrixRefused: it is none, or of another model.
+    """
+    found = read_imatrix(file)
+    check_fits(found, model.tensors, str(file), model.path.name)
+    return Matrix(file.name, found)
+
+
+def collect(rig: Rig, source: Source) -> Matrix:
+    """Collect the importance matrix of a rig's original from a text; a step, whose file is kept.
+
+    Raises:
+        CalibrationTooShort: the text has too few tokens.
+    """
+    text = calibration_text(rig.loaded(rig.original), source.samples)
+    parts = {"text": hashlib.sha256(text.encode()).hexdigest(), "original": rig.original.sha256}
+
+    def work() -> Result:
+        model = rig.loaded(rig.original)
+        chunks = cut_chunks(model, text, special=True)
+        folder = rig.scratch / rig.steps.name("imatrix-sums", **parts)
+        found = collect_imatrix(model, chunks, folder, datasets=[source.name],
+                                progress=lambda done, total: rig.report("importance matrix", "")(done, total))
+        with explained(rig.matrices):
+            make_folder(rig.matrices, 0o700)
+        write_imatrix(rig.matrices / f"{found.sha256}.gguf", found)
+        return {"sha256": found.sha256, "chunks": found.chunks, "tensors": len(found.entries)}
+
+    def stands(result: Result) -> bool:
+        return (rig.matrices / f"{result['sha256']}.gguf").is_file()
+
+    result = rig.steps.run("imatrix", "", work, stands, **parts)
+    return Matrix(source.name, read_imatrix(rig.matrices / f"{result['sha256']}.gguf"))
+
+
+def compare(rig: Rig, level: str, source: Source, matrices: Mapping[str, Matrix | None], build: Builder,
+            store_bytes: int) -> Compared:
+    """Build a level with each matrix and measure it on held-out text of the domain and on general text.
+
+    Args:
+        rig: has the original.
+        level: to be built, for the report.
+        source: the domain.
+        matrices: by name, the domain's first; None for no matrix.
+        build: makes the level.
+        store_bytes: most disk for the original's log-probabilities.
+    """
+    model = rig.loaded(rig.original)
+    texts = {one.name: EvaluationText(calibration_text(model, one.held_out), special=True, source=one.name)
+             for one in (source, general()) if one.held_out}
+    gauges = {name: Gauge(rig, text, COMPARED_WINDOWS, store_bytes) for name, text in texts.items()}
+    rows: list[Result] = []
+    for name, matrix in matrices.items():
+        built = build(matrix)
+        if built is None:
+            continue
+        subject, facts = built
+        for text, gauge in gauges.items():
+            found = gauge.divergence(subject)
+            rows.append({"matrix": name, "text": text, "kld": found["kld"], "error": found["kld_error"],
+                         "n": found["tokens"], "bytes": facts["bytes"]})
+    for gauge in gauges.values():
+        gauge.discard()
+    judged_on = next(iter(texts))
+    used = min((row for row in rows if row["text"] == judged_on), key=lambda row: row["kld"])["matrix"]
+    return Compared(level, tuple(rows), used, judged_on, _sentence(level, source.name, judged_on, rows, used))
+
+
+def _sentence(level: str, domain: str, judged_on: str, rows: Sequence[Mapping[str, Any]], used: str) -> str:
+    mine = [row for row in rows if row["text"] == judged_on]
+    told = ", ".join(f"{row['kld']:.4g} {_with(row['matrix'])}" for row in mine)
+    bound = "" if any(row["matrix"] == NONE for row in mine) else f"; {level} cannot be made without"
+    end = (f"the {domain} matrix is used." if used == domain else
+           f"calibrating with {domain} text does not help this model here, and "
+           f"{'no matrix' if used == NONE else f'the {used} matrix'} is used.")
+    return f"KL divergence of {level} on held-out {judged_on} text, nats per token: {told}{bound}. So {end}"
+
+
+def _with(name: str) -> str:
+    return "without a matrix" if name == NONE else f"with the {name} matrix"
+
+
+class Calibration:
+    """The importance matrices of one run.
+
+    Attributes:
+        source: the text that the user asked for, None for none.
+        compared: what the comparison came to, once it was made.
+    """
+
+    def __init__(self, plan: PressPlan, rig: Rig, source: Source | None) -> None:
+        self.source = source
+        self.compared: Compared | None = None
+        self._plan, self._rig = plan, rig
+        self._matrices: dict[str, Matrix] = {}
+        self._used: str | None = None  # None: only for levels that need one
+
+    @cached_property
+    def given(self) -> Matrix | None:
+        """The matrix that the user gave."""
+        return given(self._rig.model, Path(self._plan.imatrix)) if self._plan.imatrix else None
+
+    def _collected(self, source: Source) -> Matrix:
+        if source.name not in self._matrices:
+            self._matrices[source.name] = collect(self._rig, source)
+        return self._matrices[source.name]
+
+    def settle(self, level: str, build: Builder) -> Compared:
+        """Compare the domain's matrix with the general one and with none at a level, and use the best from now on.
+
+        Raises:
+            CalibrationTooShort: the text has too few tokens.
+        """
+        assert self.source is not None  # noqa: S101 - only asked for where a domain was
+        matrices: dict[str, Matrix | None] = {self.source.name: self._collected(self.source)}
+        if self.source.name != GENERAL:
+            matrices[GENERAL] = self._collected(general())
+        matrices[NONE] = None
+        self.compared = compare(self._rig, level, self.source, matrices, build, self._plan.store_bytes)
+        self._used = self.compared.used
+        return self.compared
+
+    def matrix_for(self, needed: bool) -> Matrix | None:
+        """Return the matrix to quantize with.
+
+        Args:
+            needed: the level cannot be made without.
+        """
+        if self.given is not None:
+            return self.given
+        if self._used is not None and self._used != NONE:
+            return self._matrices[self._used]
+        if not needed:
+            return None
+        if self.compared is None:
+            return self._collected(general())
+        best = min((row for row in self.compared.rows
+                    if row["matrix"] != NONE and row["text"] == self.compared.judged_on), key=lambda row: row["kld"])
+        return self._matrices[best["matrix"]]

@@ -1,0 +1,167 @@
+"""Single files without a run: an importance matrix, and a model at the levels asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from loops.engine import imatrix_stats
+from loops.engine.gguf_check import CheckedModel, check_model
+from loops.engine.imatrix_file import Imatrix, check_fits, merge_imatrices, read_imatrix, write_imatrix
+from loops.engine.levels import Level, parse_ladder
+from loops.engine.quantize import Forecast, QuantizeSpec, forecast, quantize, refuse_quantized
+from loops.events import Note, Progress
+from loops.fingerprint import sha256_of_files
+from loops.pass1 import calibrate
+from loops.pass1.bench import engine_parts
+from loops.pass1.calibrate import Matrix, Source
+from loops.pass1.journal import journaling, read_journal
+from loops.pass1.plan import SinglePlan
+from loops.pass1.rig import Rig, Subject
+from loops.pass1.steps import Emit, Result, Steps
+from state.faults import NightpressError
+from state.files import explained, rename
+
+
+class OutputThere(NightpressError):
+    """There is a file of that name already; --force replaces it."""
+
+    exit_code = 74
+
+
+def open_rig(plan: SinglePlan, emit: Emit) -> Rig:
+    """Check the model and return a rig whose steps are journalled.
+
+    Raises:
+        NightpressError: the model cannot be used.
+    """
+    model = check_model(Path(plan.model))
+    sha256 = sha256_of_files(model.shards, lambda done, total: emit(Progress("hash", "", done, total)))
+    journal = Path(plan.journals) / f"{sha256}.jsonl"
+    steps = Steps(journaling(journal, emit), read_journal(journal), engine=engine_parts(plan.options))
+    return Rig(model, Subject("", model.path, sha256), plan.options, Path(plan.scratch), Path(plan.matrices), steps,
+               emit)
+
+
+def _source(plan: SinglePlan) -> Source | None:
+    return calibrate.read_source(plan.domains, plan.calibration, plan.user_domains)
+
+
+def make_matrix(plan: SinglePlan, emit: Emit) -> Result:
+    """Collect, merge and write an importance matrix; return what it is and what it knows of the model.
+
+    Without text and without matrices to merge, the general domain is collected from.
+
+    Raises:
+        OutputThere: the file exists.
+        ImatrixRefused: a matrix to merge cannot be used, or is of another model.
+    """
+    output = Path(plan.output)
+    _refuse_existing([output], replace=plan.replace)
+    rig = open_rig(plan, emit)
+    parts = []
+    for file in plan.merge:
+        found = read_imatrix(Path(file))
+        check_fits(found, rig.model.tensors, file, rig.model.path.name)
+        parts.append(found)
+    source = _source(plan) or (None if parts else calibrate.general())
+    if source is not None:
+        parts.insert(0, calibrate.collect(rig, source).imatrix)
+    rig.release()
+    whole = merge_imatrices(parts) if len(parts) > 1 else parts[0]
+    write_imatrix(output, whole)
+    return {"path": str(output), "bytes": output.stat().st_size, **describe(whole, rig.model)}
+
+
+def show_matrix(file: Path) -> Result:
+    """Return what an importance matrix on disk holds, and its statistics.
+
+    Raises:
+        ImatrixRefused: it is none, or damaged.
+    """
+    found = read_imatrix(file)
+    return {"path": str(file), "bytes": file.stat().st_size, **describe(found, None)}
+
+
+def describe(whole: Imatrix, model: CheckedModel | None) -> Result:
+    """Return what an importance matrix holds, its statistics, and what of the model it does not know."""
+    tensors = imatrix_stats.tensor_statistics(whole)
+    covered = imatrix_stats.coverage(whole, model.tensors) if model else None
+    return {"datasets": list(whole.datasets), "chunks": whole.chunks, "chunk_size": whole.chunk_size,
+            "sha256": whole.sha256, "entries": len(whole.entries),
+            "coverage": str(covered) if covered else None, "complete": covered.is_complete if covered else None,
+            "tensors": [one.as_json() for one in tensors],
+            "layers": [one.as_json() for one in imatrix_stats.layer_statistics(tensors)]}
+
+
+def _refuse_existing(files: Sequence[Path], *, replace: bool) -> None:
+    """Make sure that no file is replaced that was not to be.
+
+    Raises:
+        OutputThere: naming the first.
+    """
+    for file in files:
+        if file.is_dir() or (file.exists() and not replace):
+            raise OutputThere(f"{file} is there already. " + (
+                "Give another name." if file.is_dir() else "Give another name, or replace it with --force."))
+
+
+def make_files(plan: SinglePlan, emit: Emit) -> list[Result]:
+    """Quantize a model to each level of the plan; return the finished files.
+
+    A level that needs an importance matrix gets one of the general domain where none was asked for.
+
+    Raises:
+        OutputThere: a file exists; nothing was made.
+        NightpressError: the first level that cannot be made; the files before it stay.
+    """
+    ladder = parse_ladder(",".join(plan.levels))
+    folder = Path(plan.output)
+    targets = {level.name: folder / f"{plan.stem}-{level.name}.gguf" for level in ladder}
+    _refuse_existing(list(targets.values()), replace=plan.replace)
+    rig = open_rig(plan, emit)
+    refuse_quantized(rig.model, allow=plan.allow_requantize)
+    asked = matrix_asked_for(plan, rig)
+    made = []
+    for level in ladder:
+        spec, found, matrix = _specified(plan, rig, level, asked)
+        rig.release()
+        made.append(_make(spec, found, targets[level.name], rig) | {"imatrix": matrix.name if matrix else None})
+    return made
+
+
+def matrix_asked_for(plan: SinglePlan, rig: Rig) -> Matrix | None:
+    """Return the matrix of the text or file that the plan names, None where it names none."""
+    if plan.imatrix is not None:
+        return calibrate.given(rig.model, Path(plan.imatrix))
+    source = _source(plan)
+    return calibrate.collect(rig, source) if source is not None else None
+
+
+def _specified(plan: SinglePlan, rig: Rig, level: Level,
+               asked: Matrix | None) -> tuple[QuantizeSpec, Forecast, Matrix | None]:
+    """Return how a level is made: with the matrix asked for, else with the general one where it needs one."""
+    def spec_with(matrix: Matrix | None) -> QuantizeSpec:
+        return QuantizeSpec(rig.model, level, plan.options, plan.allow_requantize,
+                            tool=Path(plan.tool) if plan.tool else None, imatrix=matrix.imatrix if matrix else None)
+
+    found = forecast(spec_with(asked))
+    if found.needs_imatrix and asked is None:
+        rig.emit(Note(f"{level.name} needs an importance matrix: it is made from the general calibration text."))
+        asked = calibrate.collect(rig, calibrate.general())
+        found = forecast(spec_with(asked))
+    return spec_with(asked), found, asked
+
+
+def _make(spec: QuantizeSpec, found: Forecast, target: Path, rig: Rig) -> Result:
+    report = rig.report("quantize", found.level)
+    made = quantize(spec, found, target.parent, lambda share: report(share, 1.0))
+    with explained(target.parent):
+        rename(made.path, target)
+        target.chmod(0o644)
+    with contextlib.suppress(OSError):  # another command may be at work in it
+        (target.parent / "incoming").rmdir()
+    return {"level": found.level, "path": str(target), "bytes": made.n_bytes, "sha256": made.sha256,
+            "bits_per_weight": 8 * made.n_bytes / rig.model.n_parameters, "fallbacks": made.fallbacks,
+            "seconds": made.seconds}
