@@ -96,4 +96,5 @@ def _manifest(ledger: Ledger, run: dict[str, Any], candidate: dict[str, Any]) ->
                  "high": candidate["degradation_high"], "allowed": run["plan"].get("max_degradation"),
                  "scenarios": candidate["n_scenarios"]},
         engine=run["engine"], nightpress=metadata.version("nightpress"), license=facts.get("license"),
-        base_model=facts.get("base_model") or facts.get("model_name"), simulated=bool(candidate["simulated"]))
+        base_model=facts.get("base_model") or facts.get("model_name"), imatrix=candidate["imatrix"],
+        simulated=bool(candidate["simulated"]))

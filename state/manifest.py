@@ -61,8 +61,9 @@ def slug(name: str) -> str:
 class Manifest:
     """The facts of a release, in `manifest.json` beside the model; a simulated one cannot be made.
 
-    `verdict` says `{"state": "passed", ...}`; `model_sha256` is the hash of the unquantized
-    original; `number` and `previous` (the release that was current before) are set on publishing.
+    `imatrix` names what the importance matrix was made from, empty for none. `verdict` says
+    `{"state": "passed", ...}`; `model_sha256` is the hash of the unquantized original; `number` and
+    `previous` (the release that was current before) are set on publishing.
     """
 
     model: str
@@ -77,6 +78,7 @@ class Manifest:
     nightpress: str
     license: str | None = None
     base_model: str | None = None
+    imatrix: str = ""
     simulated: bool = False
     number: int = 0
     previous: int | None = None

@@ -50,6 +50,8 @@ def add(
         help="Levels to try, such as Q8_0,Q4_K_M. Default: the original six.", show_default=False)] = None,
     gate: Annotated[list[str] | None, typer.Option(
         metavar="NAME:LIMIT", help="As of `nightpress run`; repeat for more.", show_default=False)] = None,
+    domain: Annotated[list[str] | None, typer.Option(
+        metavar="NAME", help="As of `nightpress run`; repeat for more.", show_default=False)] = None,
     priority: Annotated[int, typer.Option(min=-1000, max=1000, help="Higher is done first.")] = 0,
     name: Annotated[str | None, typer.Option(
         help="Name of the model in the deploy folder. Default: from its file.", show_default=False)] = None,
@@ -59,19 +61,22 @@ def add(
     json: AsJson = False,
 ) -> None:
     """Queue a model for the service; without one it waits in the ledger until a service runs."""
+    from calibration_data.catalogue import Catalogue
     from daemon.intake import Order, name_of, plan_for
-    from daemon.settings import ModelEntry
+    from daemon.settings import ModelEntry, config_dir
     from loops.engine.gguf_check import check_model
     from state.ledger import JobSpec, Ledger
     from state.manifest import check_name
 
     path = model.expanduser().absolute()
     check_model(path)
+    for one in domain or ():
+        Catalogue(config_dir() / "calibration").load(one)
     wanted = [part.strip() for part in (levels or "").split(",") if part.strip()]
     settings, client = _open(state_dir)
     named = check_name(name) if name else name_of(path)
     entry = ModelEntry(path=path, name=named, target_size=target_size, max_degradation=max_degradation,
-                       levels=tuple(wanted), gates=tuple(gate or ()), priority=priority)
+                       levels=tuple(wanted), gates=tuple(gate or ()), domains=tuple(domain or ()), priority=priority)
     order = Order(plan_for(settings, entry), promoting=promote)
     if client is not None:
         with client:

@@ -1,0 +1,175 @@
+"""A run's importance matrices: collected once, compared on text kept back, and used where they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibration_data.catalogue import Catalogue
+from calibration_data.text import Sample, write
+from loops.engine.gguf_check import check_model
+from loops.engine.imatrix import CalibrationTooShort
+from loops.engine.imatrix_file import read_imatrix
+from loops.engine.options import EngineOptions
+from loops.events import Event, StepDone
+from loops.pass1 import calibrate
+from loops.pass1.bench import engine_parts
+from loops.pass1.calibrate import NONE, Calibration, Matrix, Source, collect
+from loops.pass1.loop import prepare, press
+from loops.pass1.plan import PressPlan
+from loops.pass1.rig import Rig, Subject
+from loops.pass1.steps import Steps
+from loops.starter import STARTER_GGUF
+
+Made = tuple[Rig, list[Event]]
+
+
+@pytest.fixture
+def rig(tmp_path: Path, options: EngineOptions) -> Callable[[dict[str, Any]], Made]:
+    """Return a function that makes a rig which knows some steps already."""
+    def make(done: dict[str, Any]) -> Made:
+        told: list[Event] = []
+        steps = Steps(told.append, done, engine=engine_parts(options))
+        model = check_model(STARTER_GGUF)
+        return Rig(model, Subject("", model.path, "0" * 64), options, tmp_path / "scratch", tmp_path / "imatrices",
+                   steps, told.append), told
+
+    return make
+
+
+def some(domain: str, count: int) -> tuple[Sample, ...]:
+    return Catalogue().load(domain)[:count]
+
+
+def steps_of(told: list[Event], kind: str) -> dict[str, Any]:
+    return {event.fingerprint: dict(event.result) for event in told
+            if isinstance(event, StepDone) and event.kind == kind}
+
+
+def test_a_matrix_is_collected_once_and_again_where_its_file_is_gone(rig: Callable[[dict[str, Any]], Made]) -> None:
+    source = Source("medical", some("medical", 8), ())
+    first, told = rig({})
+    matrix = collect(first, source)
+    done = steps_of(told, "imatrix")
+    assert len(done) == 1
+    again, told = rig(done)
+    assert collect(again, source).sha256 == matrix.sha256
+    assert steps_of(told, "imatrix") == {}
+    (again.matrices / f"{matrix.sha256}.gguf").unlink()
+    assert collect(again, source).sha256 == matrix.sha256
+    assert len(steps_of(told, "imatrix")) == 1
+    assert collect(again, Source("medical", some("medical", 9), ())).sha256 != matrix.sha256
+    for each in (first, again):
+        each.release()
+
+
+def test_too_little_text_is_refused_with_both_figures(rig: Callable[[dict[str, Any]], Made]) -> None:
+    made, _ = rig({})
+    with pytest.raises(CalibrationTooShort, match=r"\d+ tokens.*1024"):
+        collect(made, Source("medical", some("medical", 1), ()))
+    made.release()
+
+
+def plan_of(tmp_path: Path, options: EngineOptions, **changes: Any) -> PressPlan:
+    return replace(PressPlan(
+        model=str(STARTER_GGUF), name="starter", blobs=str(tmp_path / "blobs"), scratch=str(tmp_path / "scratch"),
+        levels=("IQ2_XXS",), first_scenarios=2, max_scenarios=2, text_windows=2, seeds=0, options=options), **changes)
+
+
+def pressed(plan: PressPlan) -> list[Event]:
+    told: list[Event] = []
+    prepared = prepare(plan, told.append)
+    press(prepared, {}, {}, told.append)
+    return told
+
+
+def kinds(told: list[Event], name: str) -> list[Any]:
+    return [event for event in told if type(event).__name__ == name]
+
+
+@pytest.fixture
+def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibrate and compare with a few samples: what is compared is measured all the same."""
+    whole = Catalogue.load
+    monkeypatch.setattr(calibrate, "COMPARED_WINDOWS", 2)
+    monkeypatch.setattr(Catalogue, "load", lambda self, name: whole(self, name)[:10])
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_a_domain_is_compared_with_the_general_text_and_with_none_and_the_best_is_used(
+        tmp_path: Path, options: EngineOptions) -> None:
+    told = pressed(plan_of(tmp_path, options, levels=("Q4_K_M", "Q2_K"), domains=("medical",)))
+    found, = kinds(told, "Calibrated")
+    assert found.level == "Q2_K"
+    assert {(row["matrix"], row["text"]) for row in found.rows} == {
+        (matrix, text) for matrix in ("medical", "general", NONE) for text in ("medical", "general")}
+    assert len({row["kld"] for row in found.rows}) == 6
+    mine = {row["matrix"]: row["kld"] for row in found.rows if row["text"] == "medical"}
+    assert found.used == min(mine, key=lambda name: mine[name])
+    used = {event.level: event.columns["imatrix"] for event in kinds(told, "LevelMeasured")
+            if event.columns.get("imatrix") is not None}
+    assert used["Q4_K_M"] == ("" if found.used == NONE else found.used)
+    assert all(event.state in {"passed", "failed", "inconclusive", "rejected"} for event in kinds(told, "LevelDone"))
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_a_level_that_needs_a_matrix_gets_one_without_being_asked_and_others_get_none(
+        tmp_path: Path, options: EngineOptions) -> None:
+    told = pressed(plan_of(tmp_path, options, levels=("Q4_K_M", "IQ2_XXS")))
+    assert any("general calibration text for IQ2_XXS" in event.message for event in kinds(told, "Note"))
+    used = {event.level: event.columns["imatrix"] for event in kinds(told, "LevelMeasured")
+            if "imatrix" in event.columns}
+    assert used == {"Q4_K_M": "", "IQ2_XXS": "general"}
+    assert kinds(told, "Calibrated") == []
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_a_level_that_cannot_be_made_without_is_compared_with_two(tmp_path: Path, options: EngineOptions) -> None:
+    told = pressed(plan_of(tmp_path, options, domains=("rag",)))
+    found, = kinds(told, "Calibrated")
+    assert {row["matrix"] for row in found.rows} == {"rag", "general"}
+    assert "IQ2_XXS cannot be made without" in found.reason
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_a_matrix_that_is_given_is_used_for_every_level(tmp_path: Path, options: EngineOptions,
+                                                        rig: Callable[[dict[str, Any]], Made]) -> None:
+    made, _ = rig({})
+    file = tmp_path / "imatrices" / f"{collect(made, Source('medical', some('medical', 10), ())).sha256}.gguf"
+    made.release()
+    told = pressed(plan_of(tmp_path, options, levels=("Q3_K_S", "IQ2_XXS"), imatrix=str(file)))
+    used = {event.level: event.columns["imatrix"] for event in kinds(told, "LevelMeasured")
+            if "imatrix" in event.columns}
+    assert used == {"Q3_K_S": file.name, "IQ2_XXS": file.name}
+    assert prepare(plan_of(tmp_path, options), told.append).opened.plan_fingerprint != prepare(
+        plan_of(tmp_path, options, imatrix=str(file)), told.append).opened.plan_fingerprint
+
+
+def test_a_domain_whose_text_is_measured_on_is_refused_before_any_work(tmp_path: Path, options: EngineOptions) -> None:
+    sample = Catalogue().load("medical")[0]
+    (tmp_path / "mine.txt").write_text("\n\n".join([sample.text] * 3), encoding="utf-8")
+    with pytest.raises(calibrate.CalibrationRefused, match=r"medical overlaps .* the evaluation text"):
+        prepare(plan_of(tmp_path, options, domains=("medical",), text=str(tmp_path / "mine.txt")), print)
+
+
+def test_the_matrix_of_the_best_is_taken_for_levels_that_need_one_though_none_did_best(
+        rig: Callable[[dict[str, Any]], Made], tmp_path: Path, options: EngineOptions) -> None:
+    made, _ = rig({})
+    matrix = collect(made, Source("medical", some("medical", 8), ()))
+    calibration = Calibration(plan_of(tmp_path, options), made, None)
+    calibration._matrices = {"medical": matrix, "general": Matrix("general", matrix.imatrix)}
+    rows = tuple({"matrix": name, "text": "medical", "kld": kld} for name, kld in (
+        ("medical", 0.3), ("general", 0.2), (NONE, 0.1)))
+    calibration.compared = calibrate.Compared("Q2_K", rows, NONE, "medical", "")
+    calibration._used = NONE
+    needed = calibration.matrix_for(needed=True)
+    assert needed is not None
+    assert needed.name == "general"
+    assert calibration.matrix_for(needed=False) is None
+    made.release()
+    assert read_imatrix(made.matrices / f"{matrix.sha256}.gguf").datasets == ("medical",)
+    assert write(some("medical", 1)).startswith("%% domain medical")
