@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import queue
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache as remember
@@ -34,6 +33,7 @@ from daemon.providers import (
     JudgeKeyRefused,
     JudgeSpec,
     OutOfForm,
+    ask_at_once,
 )
 from state.faults import NightpressError
 
@@ -46,7 +46,6 @@ MOST = 2  #: of every part
 ATTEMPTS = 2  #: of an answer that is out of form
 BYTES_PER_TOKEN = 3  #: of UTF-8; English has 3 to 4.5, so the estimate is rather too high
 ANSWER_TOKENS = 400  #: of one answer; about 80 are the grades, the rest is room for models that think first
-POLL_S = 0.1  #: how soon a stop is seen
 
 FORM = Form("grade", "Give the grades of the reply in the exchange, by the rubric.", {
     "type": "object", "additionalProperties": False, "required": ["reason", *PARTS],
@@ -190,62 +189,6 @@ def _grade(connection: Connection, item: Item) -> Marks:
     raise AssertionError("unreachable")
 
 
-Arrivals = Generator[tuple[str, Marks], None, None]
-
-
-def _graded(spec: JudgeSpec, waiting: Mapping[str, Item], stop: threading.Event) -> Arrivals:
-    """Yield keys with their marks as they arrive.
-
-    The first is asked alone, so that a wrong key or model costs one request. Then several threads ask at once;
-    they are daemons, because a request under way cannot be called back and must not hold up the end.
-    """
-    todo: queue.SimpleQueue[tuple[str, Item]] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[str, Marks | BaseException]] = queue.SimpleQueue()
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.is_set():
-            try:
-                key, item = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                done.put((key, _grade(connection, item)))
-            except BaseException as problem:  # noqa: BLE001 - it is raised where somebody listens
-                done.put((key, problem))
-                over.set()  # after it, so that who sees the end also finds the reason
-
-    def arrivals(jobs: Sequence[tuple[str, Item]]) -> Arrivals:
-        for job in jobs:
-            todo.put(job)
-        for _ in range(min(max(1, spec.concurrency), len(jobs))):
-            threading.Thread(target=work, daemon=True).start()
-        missing = len(jobs)
-        failure: BaseException | None = None
-        while (missing and not over.is_set()) or not done.empty():  # what has arrived was paid for: it is kept
-            if stop.is_set():
-                over.set()
-            try:
-                key, marks = done.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
-            missing -= 1
-            if isinstance(marks, Marks):
-                yield key, marks
-            else:
-                failure = failure or marks
-        if failure or missing:
-            raise failure or Interrupted
-
-    first, *others = waiting.items()
-    with Connection(spec) as connection:
-        try:
-            yield from arrivals([first])
-            yield from arrivals(others)
-        finally:
-            over.set()
-
-
 def judge(spec: JudgeSpec, items: Sequence[Item], cache: Cache, progress: Callable[[int, int], None],
           stop: threading.Event) -> list[Grade]:
     """Grade replies, in the order of the items.
@@ -282,8 +225,11 @@ def judge(spec: JudgeSpec, items: Sequence[Item], cache: Cache, progress: Callab
         if stop.is_set():
             raise Interrupted
         try:
-            with closing(_graded(spec, waiting, stop)) as arriving:  # closed at once, whatever the caller raises
-                for key, marks in arriving:
+            jobs = iter(waiting.items())
+            with Connection(spec) as connection, closing(ask_at_once(
+                    lambda job: _grade(connection, job[1]), lambda: next(jobs, None), spec.concurrency,
+                    stop)) as arriving:  # closed at once, whatever the caller raises
+                for (key, _), marks in arriving:
                     cache.put(key, asdict(marks))
                     found[key] = marks
                     progress(sum(key in found for key in keys), len(keys))

@@ -1,4 +1,4 @@
-"""The two providers that can judge, by their own libraries: one question in, one JSON object out.
+"""The two providers that can judge and write, by their own libraries: one question in, one JSON object out.
 
 Both libraries repeat what failed in passing (429, 5xx, lost connections) by themselves, with growing pauses or
 as long as `retry-after` says. They are imported where they are used: they are an extra, and heavy.
@@ -9,19 +9,26 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import queue
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
+from daemon.errors import Interrupted
 from state.faults import NightpressError
 
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
 Provider = Literal["anthropic", "openai"]
 #: small models, priced for such work: grading 40 replies costs a cent or two (November 2026)
 DEFAULT_MODELS: Mapping[Provider, str] = {"anthropic": "claude-haiku-5-5", "openai": "gpt-6-luna"}
 KEYS: Mapping[Provider, str] = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
 RETRIES = 4  #: of one request, by the library
+POLL_S = 0.1  #: how soon a stop is seen
 LONGEST_WAIT_S = 120  #: for which a provider may ask before it counts as not answering
 
 #: what a model may refuse to be told, as its refusal names it, with what is left out or changed then
@@ -67,6 +74,7 @@ class JudgeSpec:
         concurrency: requests under way at once.
         timeout_s: of one request.
         max_tokens: of one answer, a ceiling; models that think spend part of it on that.
+        temperature: of the choice of tokens; None for the provider's default.
     """
 
     provider: Provider
@@ -75,6 +83,7 @@ class JudgeSpec:
     concurrency: int = 4
     timeout_s: float = 60.0
     max_tokens: int = 8192
+    temperature: float | None = 0
 
     def __post_init__(self) -> None:
         if self.provider not in DEFAULT_MODELS:
@@ -115,6 +124,11 @@ class Connection:
     Parameters that a model refuses (a temperature, a forced tool, the newer name of the ceiling) are left
     out from then on, so that every model is asked as exactly as it allows.
 
+    Attributes:
+        spec: of whom is asked.
+        sent: tokens of all questions, as the provider counts them.
+        received: tokens of all answers, the same.
+
     Raises:
         JudgeExtraMissing: the library is not installed.
         JudgeKeyMissing: its key is not in the environment.
@@ -124,7 +138,7 @@ class Connection:
         self.spec = spec
         self._key = os.environ.get(KEYS[spec.provider], "").strip()
         if not self._key:
-            raise JudgeKeyMissing(f"Judging by {spec.provider} needs a key: set {KEYS[spec.provider]}.")
+            raise JudgeKeyMissing(f"Asking {spec.provider} needs a key: set {KEYS[spec.provider]}.")
         if not re.fullmatch(r"[!-~]+", self._key):  # it could not be sent, and the library's error would show it
             raise JudgeKeyRefused(f"What {KEYS[spec.provider]} holds is no key: it has spaces or special characters.")
         try:
@@ -140,7 +154,9 @@ class Connection:
                 http_client=self._library.DefaultHttpxClient(event_hooks={"response": [_bounded_wait]}))
         except Exception as problem:  # noqa: BLE001 - whatever the library dislikes, its words may hold the key
             raise JudgeFailed(f"The library {spec.provider!r} does not start: {self._safe(problem)}.") from None
-        self._left_out: frozenset[str] = frozenset()
+        self._left_out: frozenset[str] = frozenset() if spec.temperature is not None else frozenset({"temperature"})
+        self._counting = threading.Lock()
+        self.sent = self.received = 0
 
     def __enter__(self) -> Self:
         return self
@@ -198,14 +214,26 @@ class Connection:
         """Return the body of an answer as JSON, read here because the libraries trust its form."""
         response = create(model=self.spec.model, **parameters).http_response
         try:
-            return json.loads(response.content)
+            body = json.loads(response.content)
         except (ValueError, RecursionError):
             raise OutOfForm("the answer is not JSON") from None
+        self._count(body.get("usage") if isinstance(body, dict) else None)
+        return body
+
+    def _count(self, usage: Any) -> None:
+        """Add the tokens of an answer, whichever provider's names they have."""
+        def number(*names: str) -> int:
+            counts = [usage.get(name) for name in names] if isinstance(usage, dict) else []
+            return sum(count for count in counts if isinstance(count, int) and count > 0)
+
+        with self._counting:
+            self.sent += number("input_tokens", "prompt_tokens")
+            self.received += number("output_tokens", "completion_tokens")
 
     def _ask_anthropic(self, system: str, message: str, form: Form, left_out: frozenset[str]) -> Any:
         forced = {"type": "auto"} if "tool_choice" in left_out else {"type": "tool", "name": form.name}
         # newer versions of the library no longer know the temperature; older models still want it
-        extra = {} if "temperature" in left_out else {"extra_body": {"temperature": 0}}
+        extra = {} if "temperature" in left_out else {"extra_body": {"temperature": self.spec.temperature}}
         body = self._sent(
             self._client.messages.with_raw_response.create, max_tokens=self.spec.max_tokens, system=system,
             messages=[{"role": "user", "content": message}], tool_choice=forced,
@@ -218,7 +246,7 @@ class Connection:
 
     def _ask_openai(self, system: str, message: str, form: Form, left_out: frozenset[str]) -> Any:
         ceiling = "max_tokens" if "max_completion_tokens" in left_out else "max_completion_tokens"
-        extra = {} if "temperature" in left_out else {"temperature": 0}
+        extra = {} if "temperature" in left_out else {"temperature": self.spec.temperature}
         body = self._sent(
             self._client.chat.completions.with_raw_response.create,
             messages=[{"role": "system", "content": system}, {"role": "user", "content": message}],
@@ -241,3 +269,54 @@ def _stopped(answer: Any, name: str) -> str:
     """Return why the answer ended, in brackets, as far as it says so."""
     reason = answer.get(name) if isinstance(answer, dict) else None
     return f" (it ended with {reason[:40]!r})" if isinstance(reason, str) else ""
+
+
+def ask_at_once(ask: Callable[[Job], Answer], next_job: Callable[[], Job | None], concurrency: int,
+                stop: threading.Event) -> Generator[tuple[Job, Answer], None, None]:
+    """Yield jobs with their answers, as they come, until there is no next job and none under way.
+
+    The first is asked alone, so that a wrong key or model costs one request. Then several threads ask at once;
+    they are daemons, because a request under way cannot be called back and must not hold up the end. What has
+    arrived was paid for, so it is yielded before anything is raised.
+
+    Args:
+        ask: called in threads.
+        next_job: called in the caller's thread, when there is room; None for none at present.
+        concurrency: most jobs under way.
+        stop: set it to end early.
+
+    Raises:
+        Interrupted: stop was set.
+        Exception: the first that `ask` raised.
+    """
+    arrived: queue.SimpleQueue[tuple[Job, Future[Answer]]] = queue.SimpleQueue()
+
+    def run(job: Job) -> None:
+        future: Future[Answer] = Future()
+        try:
+            future.set_result(ask(job))
+        except BaseException as problem:  # noqa: BLE001 - it is raised where somebody listens
+            future.set_exception(problem)
+        arrived.put((job, future))
+
+    under_way, room = 0, 1
+    failure: BaseException | None = None
+    while True:
+        ending = failure is not None or stop.is_set()
+        while not ending and under_way < room and (job := next_job()) is not None:
+            threading.Thread(target=run, args=(job,), daemon=True).start()
+            under_way += 1
+        if arrived.empty() and (ending or not under_way):
+            break
+        try:
+            done, future = arrived.get(timeout=POLL_S)
+        except queue.Empty:
+            continue
+        under_way, room = under_way - 1, max(1, concurrency)
+        if (problem := future.exception()) is None:
+            yield done, future.result()
+        failure = failure or problem
+    if failure is not None:
+        raise failure
+    if stop.is_set() and (under_way or next_job() is not None):
+        raise Interrupted

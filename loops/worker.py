@@ -114,9 +114,18 @@ def _inspect(job: Job, pipe: Pipe) -> None:
 
 
 def _levels(job: Job, pipe: Pipe) -> None:
-    from loops.engine.inspection import list_levels
+    from loops.engine.gguf_check import check_model
+    from loops.engine.inspection import Survey, survey
+    from loops.pass1.calibrate import blank
 
-    pipe.emit(Finished(None, "", {"levels": list_levels(Path(job["model"]) if job.get("model") else None)}))
+    model = check_model(Path(job["model"]))
+    pipe.emit(Finished(None, "", survey(model, blank(model).imatrix, Survey.from_json(job["survey"]))))
+
+
+def _count(job: Job, pipe: Pipe) -> None:
+    from loops.engine.calibration import count_sources
+
+    pipe.emit(Finished(None, "", count_sources(Path(job["model"]), Path(job["folder"]), job["sources"])))
 
 
 def _write(job: Job, pipe: Pipe) -> None:
@@ -154,7 +163,7 @@ def _engine(_job: Job, pipe: Pipe) -> None:
 
 JOBS: dict[str, Callable[[Job, Pipe], None]] = {
     "press": _press, "probe": _probe, "smoke": _smoke, "inspect": _inspect, "levels": _levels, "engine": _engine,
-    "write": _write, "imatrix": _imatrix, "quantize": _quantize}
+    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count}
 
 
 def main() -> int:

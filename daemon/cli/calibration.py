@@ -1,4 +1,4 @@
-"""`nightpress calibration list|show|export|combine|check`: the texts that models are calibrated with."""
+"""`nightpress calibration list|show|export|combine|check|generate`: the texts that models are calibrated with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from daemon.cli.generate import generate
 from daemon.cli.options import AsJson, print_json
 
 if TYPE_CHECKING:
@@ -16,18 +17,21 @@ if TYPE_CHECKING:
 SourceName = Annotated[str, typer.Argument(
     metavar="DOMAIN|FILE", help="Name of a domain, else a file of text. A file with the name of a domain: ./NAME.")]
 HeldOut = Annotated[bool, typer.Option("--held-out", help="The part that is never calibrated with.")]
+ForModel = Annotated[Path | None, typer.Option(
+    "--model", metavar="GGUF", show_default=False, help="Count the tokens that this model reads in it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     group = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                        help="List, show, combine and check the texts that models are calibrated with.")
+                        help="List, show, combine, check and generate the texts that models are calibrated with.")
     group.command("list")(list_domains)
     group.command("show")(show)
     group.command("export")(export)
     group.command("combine")(combine)
     group.command("check")(check)
+    group.command("generate")(generate)
     app.add_typer(group, name="calibration")
 
 
@@ -38,8 +42,10 @@ def _catalogue() -> Catalogue:
     return Catalogue(config_dir() / "calibration")
 
 
-def list_domains(json: AsJson = False) -> None:
+def list_domains(model: ForModel = None, json: AsJson = False) -> None:
     """List the domains: how many samples and words, how many of them held out, licence and source.
+
+    With a model also how many tokens and chunks of 512 tokens it calibrates with, through its own chat template.
 
     A file of yours that cannot be used is named, and the command ends with an error.
     """
@@ -59,14 +65,18 @@ def list_domains(json: AsJson = False) -> None:
         file = catalogue.file(name)
         rows.append({"name": name, **_as_json(facts), "held_out_samples": kept.samples, "held_out_words": kept.words,
                      "built_in": file is None, "file": str(file) if file else None})
+    if model is not None:
+        found = _count_tokens(model, catalogue, [row["name"] for row in rows])
+        rows = [row | found["counts"][row["name"]] for row in rows]
     if json:
         print_json({"domains": rows, "folder": str(catalogue.folder), "problems": [str(one) for one in problems]})
     else:
         out = console()
         out.print(plain_table(
             [("domain", "left"), ("samples", "right"), ("words", "right"), ("held out", "right"),
-             ("licence", "left"), ("source", "left")],
+             *([("tokens", "right"), ("chunks", "right")] if model else []), ("licence", "left"), ("source", "left")],
             [(row["name"], str(row["samples"]), f"{row['words']:,}", f"{row['held_out_words']:,}",
+              *((f"{row['tokens']:,}", f"{row['chunks']:,}") if model else ()),
               _said(row["licences"]), _said(row["sources"])) for row in rows]))
         out.print(f"Your own: text files in {catalogue.folder}", markup=False, soft_wrap=True)
     if problems:
@@ -116,7 +126,7 @@ def export(
     if output is None:
         typer.echo(text, nl=False)
         return
-    _write(output, text, force=force)
+    write_text(output, text, force=force)
     typer.echo(f"Wrote {len(samples)} samples of {name} to {output}.")
 
 
@@ -144,7 +154,7 @@ def combine(
     catalogue = _catalogue()
     made = mix([Source(*catalogue.open(source), weight) for source, weight in zip(sources, shares, strict=True)],
                max_words)
-    _write(output, write(made.samples), force=force)
+    write_text(output, write(made.samples), force=force)
     if json:
         print_json({"output": str(output), "samples": len(made.samples), "words": sum(one.words for one in made.taken),
                     "taken": [asdict(one) for one in made.taken]})
@@ -161,11 +171,13 @@ def check(
     source: SourceName,
     against: Annotated[list[Path] | None, typer.Option(
         help="Another text that models are judged by; repeat for more.", show_default=False)] = None,
+    model: ForModel = None,
     json: AsJson = False,
 ) -> None:
     """Check a text: amount, near-duplicates, language, and overlap with what models are judged by.
 
-    Overlap with evaluation text, scenarios or held-out parts is an error; the rest is told.
+    With a model also how many tokens it reads in it, and which share of its vocabulary they are. Overlap with
+    evaluation text, scenarios or held-out parts is an error, and so are too few tokens; the rest is told.
     """
     from dataclasses import asdict
 
@@ -178,17 +190,24 @@ def check(
     facts = describe(samples)
     repeated = checks.near_duplicates(samples)
     foreign = checks.in_other_languages(samples)
-    shared = checks.overlaps(samples, _judged_by(catalogue, against or []))
+    shared = checks.overlaps(samples, judged_by(catalogue, against or []))
+    counted = _count_tokens(model, catalogue, [source]) if model is not None else None
+    tokens = counted.pop("counts").popitem()[1] | counted if counted else None
+    told, problems = _judge_tokens(name, tokens) if tokens else ([], [])
+    if shared:
+        problems.append(f"{name} overlaps with text that models are judged by, so figures after calibrating with it "
+                        f"would mean nothing; take out {', '.join(_ids(shared))}.")
     if json:
         print_json({"name": name, **_as_json(facts), "enough_words": facts.words >= checks.ENOUGH_WORDS,
                     "near_duplicates": [asdict(one) for one in repeated], "near_duplicate_from": checks.NEAR,
                     "samples_by_language": checks.count_languages(samples),
                     "in_other_languages": [one.id for one in foreign],
-                    "overlaps": [asdict(one) for one in shared], "usable": not shared})
+                    "overlaps": [asdict(one) for one in shared], "usable": not problems, "tokens": tokens})
     else:
         lines = [f"{name}: {_told(facts)}"]
         if facts.words < checks.ENOUGH_WORDS:
             lines.append(f"That is little: {checks.ENOUGH_WORDS:,} words or more calibrate well.")
+        lines += told
         lines.append(f"Near-duplicates ({checks.NEAR:g} or more of their runs of {checks.SHINGLE} words in common): "
                      f"{len(repeated) or 'none'}")
         lines += [f"  {one.id} is like {one.like}: {one.similarity:.2f}" for one in repeated]
@@ -197,12 +216,43 @@ def check(
         lines.append(f"Overlaps with what models are judged by (runs of {checks.RUN} words): {len(shared) or 'none'}")
         lines += [f"  {one.id} shares {one.words} words with {one.other}: {one.excerpt}" for one in shared]
         typer.echo("\n".join(lines))
-    if shared:
-        raise CalibrationRefused(f"{name} overlaps with text that models are judged by, so figures after calibrating "
-                                 f"with it would mean nothing; take out {', '.join(_ids(shared))}.")
+    if problems:
+        raise CalibrationRefused(" ".join(problems))
 
 
-def _judged_by(catalogue: Catalogue, files: list[Path]) -> dict[str, str]:
+def _count_tokens(model: Path, catalogue: Catalogue, sources: list[str]) -> dict[str, Any]:
+    """Have a worker count what calibrating a model with domains or files would read; see `count_sources`.
+
+    Raises:
+        WorkerRefused: with what is wrong with the model.
+    """
+    from daemon.settings import Settings
+    from daemon.supervisor import run_job
+
+    known = catalogue.names()
+    return dict(run_job({
+        "job": "count", "model": str(model.expanduser().absolute()), "folder": str(catalogue.folder),
+        "sources": [one if one in known else str(Path(one).expanduser().absolute()) for one in sources],
+    }, Settings.load().state_dir).result)
+
+
+def _judge_tokens(name: str, found: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return what to say of the tokens of a text, and what is wrong with them."""
+    tokens = f"{found['tokens']:,} tokens"
+    told = [(f"For {found['model']}: {tokens}, {found['chunks']:,} chunks of 512; {found['distinct']:,} different "
+             f"tokens, {found['share']:.1%} of its vocabulary")]
+    if found["plain"]:
+        told.append(f"Its chat template does not take {found['plain']:,} of the samples; they are read as plain text."
+                    if found["chat_template"] else "It has no chat template; conversations are read as plain text.")
+    if found["chunks"] < found["least_chunks"]:
+        return told, [(f"{name} has {tokens} for {found['model']}, and an importance matrix needs at least "
+                       f"{512 * found['least_chunks']:,}; give more text.")]
+    if found["chunks"] < found["enough_chunks"]:
+        told.append(f"That is little: {found['enough_chunks']} chunks or more calibrate well.")
+    return told, []
+
+
+def judged_by(catalogue: Catalogue, files: list[Path]) -> dict[str, str]:
     """Return by name what calibration text must not contain: built-in evaluation text and scenarios, held-out parts.
 
     Raises:
@@ -265,15 +315,15 @@ def _weights(given: str | None, count: int) -> list[float]:
     return weights
 
 
-def _write(output: Path, text: str, *, force: bool) -> None:
-    """Write a file, whole or not at all.
+def check_output(output: Path, *, force: bool) -> Path:
+    """Return where a file can be written.
 
     Raises:
-        CalibrationRefused: it is there already, or is no file.
-        DiskFull, StateUnwritable: it cannot be written.
+        CalibrationRefused: it is there already, is no file, or its folder is missing.
+        StateUnwritable: it cannot be looked at.
     """
     from calibration_data.text import CalibrationRefused
-    from state.files import explained, write_atomic
+    from state.files import explained
 
     path = output.expanduser()
     with explained(path):
@@ -281,6 +331,20 @@ def _write(output: Path, text: str, *, force: bool) -> None:
             raise CalibrationRefused(f"There is no folder {path.parent}.")
         if path.exists() and (not force or not path.is_file()):
             raise CalibrationRefused(f"{output} is there already{'; --force replaces it' if path.is_file() else ''}.")
+    return path
+
+
+def write_text(output: Path, text: str, *, force: bool) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        CalibrationRefused: see `check_output`.
+        DiskFull, StateUnwritable: it cannot be written.
+    """
+    from state.files import explained, write_atomic
+
+    path = check_output(output, force=force)
+    with explained(path):
         write_atomic(path, text.encode(), mode=0o644)
 
 

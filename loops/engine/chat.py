@@ -57,14 +57,16 @@ def _compiled(source: str) -> Any:
     return environment.from_string(source)
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], *, bos: str = "", eos: str = "") -> str:
-    """Return the text of messages in template's format, open for the assistant's reply.
+def render(template: str, messages: Sequence[Mapping[str, str]], *, bos: str = "", eos: str = "",
+           reply: bool = True) -> str:
+    """Return the text of messages in template's format, open for the assistant's reply unless told otherwise.
 
     Args:
         template: Jinja source as stored in `tokenizer.chat_template`.
         messages: each with `role` and `content`.
         bos: text of the beginning-of-sequence token.
         eos: text of the end-of-sequence token.
+        reply: end where the assistant is to speak, with what the template calls the generation prompt.
 
     Raises:
         ChatTemplateBroken: the template does not compile, raises, or tries what the sandbox forbids.
@@ -72,7 +74,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], *, bos: str = "
     try:
         with _bounded():
             return str(_compiled(template).render(
-                messages=[dict(message) for message in messages], add_generation_prompt=True, bos_token=bos,
+                messages=[dict(message) for message in messages], add_generation_prompt=reply, bos_token=bos,
                 eos_token=eos, tools=None, date_string=PINNED_DATE))
     except MemoryError as problem:
         raise ChatTemplateBroken("The model's chat template does not work: it asks for "

@@ -1,4 +1,4 @@
-"""A judge's provider on this machine: a real HTTP server that speaks enough of both protocols, faults included."""
+"""A provider on this machine: a real HTTP server that speaks enough of both protocols, faults included."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -25,6 +25,7 @@ class Provider:
             `429-for-an-hour`, `500`, `drop`, `not-json`, `wrong-schema`, `off-scale`, `no-answer`, `cut-off`,
             `echo-key`, `401`, `404`, or `refuses:NAME` for a model that does not allow the parameter NAME.
         grade: from an exchange to the marks.
+        write: from a request's body to the answer, in place of the marks.
         seen: bodies of all requests.
         headers: of all requests, names in lower case.
         open: while it is clear, no request is answered.
@@ -34,6 +35,7 @@ class Provider:
     url: str = ""
     script: list[str] = field(default_factory=list)
     grade: Callable[[dict[str, str]], dict[str, Any]] = lambda _exchange: GOOD
+    write: Callable[[dict[str, Any]], Any] | None = None
     seen: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     open: threading.Event = field(default_factory=threading.Event)
@@ -60,7 +62,7 @@ def exchange_of(body: dict[str, Any]) -> dict[str, str]:
 
 def _good(body: dict[str, Any], marks: Any, cut_off: bool) -> dict[str, Any]:
     if "system" in body:
-        tool = {"type": "tool_use", "id": "toolu_1", "name": "grade", "input": marks}
+        tool = {"type": "tool_use", "id": "toolu_1", "name": body["tools"][0]["name"], "input": marks}
         return {"id": "msg_1", "type": "message", "role": "assistant", "model": body["model"],
                 "content": [{"type": "text", "text": "Well."}] + ([] if cut_off else [tool]),
                 "stop_reason": "max_tokens" if cut_off else "tool_use", "stop_sequence": None,
@@ -78,6 +80,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
         pass
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that was ended
+            super().handle()
 
     def _send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -109,7 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
                 provider.waiting -= 1
 
     def _answer(self, body: dict[str, Any], headers: dict[str, str], fault: str) -> None:
-        marks: Any = self.provider.grade(exchange_of(body))
+        write = self.provider.write
+        marks: Any = write(body) if write is not None else self.provider.grade(exchange_of(body))
         key = headers.get("x-api-key") or headers["authorization"].removeprefix("Bearer ")
         kind, _, name = fault.partition(":")
         if kind == "drop":
