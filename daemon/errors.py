@@ -73,6 +73,12 @@ class OrderRefused(NightpressError):
     exit_code = 15
 
 
+class NoRecipe(NightpressError):
+    """There is nothing quantized in it, so it has no recipe; give a quantized GGUF."""
+
+    exit_code = 84
+
+
 class Unwell(NightpressError):
     """The service runs, but something is not as it should be; the message says what."""
 

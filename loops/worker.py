@@ -150,9 +150,11 @@ def _imatrix(job: Job, pipe: Pipe) -> None:
 
 def _quantize(job: Job, pipe: Pipe) -> None:
     from loops.pass1.plan import SinglePlan
-    from loops.pass1.single import make_files
+    from loops.pass1.single import make_files, make_sized
 
-    pipe.emit(Finished(None, "", {"files": make_files(SinglePlan.from_json(job["plan"]), pipe.emit)}))
+    plan = SinglePlan.from_json(job["plan"])
+    sized = plan.target_bytes or plan.target_bits
+    pipe.emit(Finished(None, "", {"files": [make_sized(plan, pipe.emit)] if sized else make_files(plan, pipe.emit)}))
 
 
 def _engine(_job: Job, pipe: Pipe) -> None:

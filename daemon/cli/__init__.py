@@ -17,6 +17,7 @@ from daemon.cli import (
     ledger,
     make,
     queue,
+    recipe,
     releases,
     results,
     run,
@@ -31,7 +32,7 @@ app = typer.Typer(
     help="Press language models: quantize level by level, measure each against the original, promote the smallest "
          "that holds.")
 
-GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, calibration,
+GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, calibration,
           feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)

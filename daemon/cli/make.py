@@ -114,6 +114,11 @@ def quantize(
     level: Annotated[list[str] | None, typer.Option(
         "--level", metavar="LEVEL", show_default=False,
         help="Such as Q4_K_M or IQ2_XS; repeat, or give several with commas. Default: Q4_K_M.")] = None,
+    target_size: Annotated[str | None, typer.Option(
+        help="Instead of a level, the best file of this size: every matrix gets its own type. 2.9GB, 800MB.",
+        show_default=False)] = None,
+    target_bpw: Annotated[float | None, typer.Option(
+        metavar="BITS", min=0.5, max=16.0, help="The same, in bits per weight: 4.5.", show_default=False)] = None,
     domain: Domain = None,
     calibration: Calibration = None,
     imatrix: Annotated[Path | None, typer.Option(
@@ -133,7 +138,15 @@ def quantize(
     A level that needs an importance matrix gets one of the general calibration text, unless --domain,
     --calibration or --imatrix says otherwise; then all levels are made with that. Each file is verified: it
     loads, and computes finite numbers. `nightpress run` measures what a level costs.
+
+    With --target-size or --target-bpw it measures how sensitive each matrix is, gives each its own type, and
+    compares the file with the levels of that size; the best is written. Ctrl-C stops, and the same command goes
+    on where it was.
     """
+    from loops.pass1.plan import parse_size
+
+    if sum(given is not None for given in (level, target_size, target_bpw)) > 1:
+        raise typer.BadParameter("Give one of --level, --target-size and --target-bpw.")
     from daemon.cli.tables import console, megabytes, plain_table
     from daemon.settings import Settings
 
@@ -141,6 +154,7 @@ def quantize(
     path = model.expanduser().absolute()
     plan = _plan(settings, path, output.expanduser().absolute(), domain, calibration, replace=force,
                  levels=tuple(part.strip() for one in level or ["Q4_K_M"] for part in one.split(",") if part.strip()),
+                 target_bytes=parse_size(target_size) if target_size else 0, target_bits=target_bpw or 0.0,
                  imatrix=str(imatrix.expanduser().absolute()) if imatrix else None,
                  tool=str(quant_tool.expanduser().absolute()) if quant_tool else None,
                  allow_requantize=allow_requantize)
@@ -152,7 +166,21 @@ def quantize(
         [("level", "left"), ("size", "right"), ("bits/weight", "right"), ("importance matrix", "left"),
          ("fallbacks", "right"), ("file", "left")],
         [(row["level"], megabytes(row["bytes"]), f"{row['bits_per_weight']:.3f}", row["imatrix"] or "none",
-          str(row["fallbacks"] or ""), row["path"]) for row in files]))
+          str(row.get("fallbacks") or ""), row["path"]) for row in files]))
+    if "tried" in files[0]:
+        _print_tried(files[0])
+
+
+def _print_tried(found: dict[str, Any]) -> None:
+    from daemon.cli.tables import DASH, console, plain_table
+
+    out = console()
+    out.print(plain_table(
+        [("tried", "left"), ("bytes", "right"), ("KL divergence, estimated", "right"), ("of the file", "right")],
+        [(row["name"], f"{row['bytes']:,}", f"{row['estimate']:.5f}", DASH if row["kld"] is None else
+          f"{row['kld']:.5f}") for row in found["tried"]]))
+    out.print(f"{found['level']} has the lowest KL divergence, in nats per token on calibration text that the search "
+              "kept back; `nightpress recipe show` prints the types of a file.", markup=False)
 
 
 def _plan(settings: Settings, model: Path, output: Path, domain: list[str] | None, calibration: list[Path] | None,

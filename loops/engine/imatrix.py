@@ -33,6 +33,7 @@ from state.faults import NightpressError, failpoint
 Progress = Callable[[int, int], None]
 _Key = tuple[int | None, int | None]
 
+OUTPUTS = ("output.weight", "token_embd.weight")  #: the second multiplies only where it is the output as well
 MIN_ROWS = 16  #: llama-imatrix passes over smaller multiplications, unless they are of experts
 WORK_BYTES = 1 << 17  #: squares held at once: they should stay in the processor's cache
 _F32 = 0  #: number of the tensor type
@@ -177,10 +178,12 @@ class Collector:
     Attributes:
         entries: what was added up so far.
         problem: what stopped it; an exception cannot pass through the engine.
+        with_output: look at the output matrix too.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
     problem: BaseException | None = None
+    with_output: bool = False
     _recent: _Recent | None = None
 
     def observe(self, address: int, ask: bool, _user_data: object) -> bool:
@@ -209,8 +212,9 @@ class Collector:
         if node.op != ggml.mul_mat:
             return False
         fed = _Tensor.from_address(node.src[1])
+        name = _weight_name(_Tensor.from_address(node.src[0]).name)
         return (fed.ne[1] >= MIN_ROWS and fed.type == _F32
-                and _weight_name(_Tensor.from_address(node.src[0]).name).startswith("blk."))
+                and (name.startswith("blk.") or (self.with_output and name in OUTPUTS)))
 
     def _entry(self, node: _Tensor) -> tuple[str, Entry, _Key]:
         """Return name and sums of the weights that node multiplies with, and what identifies its input."""
@@ -298,8 +302,9 @@ def cut_chunks(model: Model, text: str, *, special: bool = False, limit: int = 0
 
 
 @contextmanager
-def _observed_context(model: Model, spec: ContextSpec, collector: Collector) -> Iterator[Context]:
-    """Make a context whose every node is shown to collector."""
+def _observed_context(model: Model, spec: ContextSpec,
+                      observe: Callable[[int, bool, object], bool]) -> Iterator[Context]:
+    """Make a context that shows every node to observe: before it is computed and, where that was wanted, after."""
     lib, options = library(), model.options
     params = lib.llama_context_default_params()
     params.n_ctx = params.n_batch = spec.cells
@@ -309,7 +314,7 @@ def _observed_context(model: Model, spec: ContextSpec, collector: Collector) -> 
     params.kv_unified = spec.shared
     params.swa_full = params.no_perf = True
     # the library holds its address only, so it has to live as long as the context
-    callback = lib.ggml_backend_sched_eval_callback(collector.observe)
+    callback = lib.ggml_backend_sched_eval_callback(observe)
     params.cb_eval = callback
     log.forget()
     pointer = lib.llama_init_from_model(model.pointer, params)
@@ -332,10 +337,11 @@ def _compute(context: Context, chunks: NDArray[np.int32]) -> None:
                    np.ones(count * WINDOW, dtype=np.bool_))
 
 
-def _source(model: Model, chunks: Windows) -> str:
+def _source(model: Model, chunks: Windows, *, with_output: bool) -> str:
     """Name what a checkpoint was made from, as far as it is known here."""
     digest = hashlib.sha256(chunks.tokens.tobytes())
     digest.update(repr((chunks.per_decode, model.n_vocab, model.n_parameters, model.n_bytes, model.options)).encode())
+    digest.update(b"with output" if with_output else b"")
     return digest.hexdigest()
 
 
@@ -349,7 +355,7 @@ def _resume(file: Path, source: str) -> Imatrix:
 
 
 def collect_imatrix(model: Model, chunks: Windows, folder: Path, *, datasets: Sequence[str] = (),
-                    progress: Progress | None = None) -> Imatrix:
+                    with_output: bool = False, progress: Progress | None = None) -> Imatrix:
     """Collect the importance matrix of model from chunks, `chunks.per_decode` of them at once.
 
     The sums are checkpointed after each group of chunks. A run that was ended at any point goes on from
@@ -364,6 +370,8 @@ def collect_imatrix(model: Model, chunks: Windows, folder: Path, *, datasets: Se
         chunks: the text, see `cut_chunks`.
         folder: for the checkpoint; named by a fingerprint of everything that matters.
         datasets: names of the texts, to be kept in the result.
+        with_output: also of the output matrix, as llama-imatrix with `--process-output`; unlike there, also where
+            it is the matrix of the embeddings.
         progress: told chunks done and chunks in all.
 
     Raises:
@@ -373,12 +381,12 @@ def collect_imatrix(model: Model, chunks: Windows, folder: Path, *, datasets: Se
     """
     folder.mkdir(parents=True, exist_ok=True)
     file, total = folder / "sums.gguf", len(chunks.tokens)
-    done = _resume(file, _source(model, chunks))
-    collector = Collector(dict(done.entries))
+    done = _resume(file, _source(model, chunks, with_output=with_output))
+    collector = Collector(dict(done.entries), with_output=with_output)
     if done.chunks < total:
         _ggml()  # before the engine could call back
         size = min(chunks.per_decode, total)
-        with _observed_context(model, ContextSpec(size, size * WINDOW, shared=False), collector) as context:
+        with _observed_context(model, ContextSpec(size, size * WINDOW, shared=False), collector.observe) as context:
             for index in range(done.chunks // chunks.per_decode, chunks.groups):
                 group = chunks.group(index)
                 _compute(context, group)

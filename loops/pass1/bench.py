@@ -6,6 +6,7 @@ Each method is a step: remembered under a fingerprint of everything that decides
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,6 +27,7 @@ from loops.evaluation.text import EvaluationText
 from loops.pass1.calibrate import Matrix, blank
 from loops.pass1.gauge import Gauge
 from loops.pass1.plan import PressPlan
+from loops.pass1.recipe import Outcome, RecipeSearch
 from loops.pass1.rig import Rig, Subject
 from loops.pass1.steps import Emit, Result, Steps
 
@@ -77,6 +79,27 @@ class Bench(Rig):
                                 model=self.original.sha256, tool=quantize.tool_identity(spec.tool),
                                 imatrix=matrix.sha256 if matrix else None)
         return Subject(level.name, blobs / f"{result['sha256']}.gguf", result["sha256"]), result
+
+    def recipe(self, name: str, budget: int, matrix: Matrix | None,
+               text: EvaluationText) -> tuple[Subject, Result, Outcome]:
+        """Find and build the best file within a budget; return it, its facts and what was tried.
+
+        Args:
+            name: that it goes by.
+            budget: bytes of the file at most.
+            matrix: importance of the columns.
+            text: to measure on while searching.
+        """
+        self.release()
+        started = time.monotonic()
+        with RecipeSearch(self.model, self.options, matrix.imatrix if matrix else None, text, self.steps, self.scratch,
+                          lambda stage, done, total: self.report(stage, name)(done, total),
+                          sha256=self.original.sha256) as search:
+            found = search.best(budget, Path(self.plan.blobs))
+        types = {tensor.name: tensor.ggml_type for tensor in self.model.tensors} | dict(found.winner.recipe.types)
+        facts = {"sha256": found.winner.sha256, "bytes": found.path.stat().st_size, "fallbacks": 0,
+                 "tensor_types": types, "built_s": time.monotonic() - started, "imatrix": matrix.name if matrix else ""}
+        return Subject(name, found.path, found.winner.sha256), facts, found
 
     def finish(self) -> None:
         """Free the model and the disk that only an unfinished run needs."""

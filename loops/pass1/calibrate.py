@@ -238,6 +238,12 @@ def _with(name: str) -> str:
     return "without a matrix" if name == NONE else f"with the {name} matrix"
 
 
+def text_to_measure(rig: Rig, source: Source) -> EvaluationText:
+    """Return everything that a source holds, as a rig's original reads it: what recipes are found on."""
+    text = calibration_text(rig.loaded(rig.original), (*source.samples, *source.held_out))
+    return EvaluationText(text, special=True, source=source.name)
+
+
 class Calibration:
     """The importance matrices of one run.
 
@@ -277,6 +283,10 @@ class Calibration:
         self.compared = compare(self._rig, level, self.source, matrices, build, self._plan.store_bytes)
         self._used = self.compared.used
         return self.compared
+
+    def text_to_measure(self) -> EvaluationText:
+        """Return the text that recipes are found on: the user's, else the general domain."""
+        return text_to_measure(self._rig, self.source or general())
 
     def matrix_for(self, needed: bool) -> Matrix | None:
         """Return the matrix to quantize with.

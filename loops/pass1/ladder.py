@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PASSED = "passed"
-STRATEGIES = ("walk", "bisect")
+STRATEGIES = ("walk", "bisect", "refine")
+REFINEMENTS = 3  #: recipes tried between the last level that passed and the first that did not
 PREFERENCES = ("smallest", "score", "score-per-gb")
 
 
@@ -35,7 +36,7 @@ def next_level(strategy: str, order: Sequence[str], ended: Mapping[str, str]) ->
     to pass and the largest known not to.
 
     Args:
-        strategy: `walk` or `bisect`.
+        strategy: `walk`, `bisect`, or `refine`, which walks first.
         order: levels within the size target, the largest first.
         ended: state of those that came to their end.
     """
@@ -59,6 +60,19 @@ def next_level(strategy: str, order: Sequence[str], ended: Mapping[str, str]) ->
             return None
         passed = passed or state == PASSED
     return None
+
+
+def gap_to_refine(rungs: Sequence[Rung]) -> tuple[int, int] | None:
+    """Return the sizes between which a recipe may pass where no level does; None where there is no such gap.
+
+    The upper is of the smallest that passed, the lower of the largest below it that was measured and did not.
+    """
+    passed = [rung.n_bytes for rung in rungs if rung.state == PASSED]
+    if not passed:
+        return None
+    below = [rung.n_bytes for rung in rungs
+             if rung.state in {"failed", "rejected", "inconclusive"} and rung.n_bytes < min(passed)]
+    return (max(below), min(passed)) if below else None
 
 
 def choose(prefer: str, rungs: Sequence[Rung]) -> tuple[Rung | None, str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ from loops.pass1.calibrate import Calibration, Matrix, Source, general, given, r
 from loops.pass1.examiner import Examiner, Findings, Instruments
 from loops.pass1.forecast import check_disk, check_memory, check_time
 from loops.pass1.gate import Verdict
-from loops.pass1.ladder import Rung, choose, next_level
+from loops.pass1.ladder import PASSED, REFINEMENTS, Rung, choose, gap_to_refine, next_level
 from loops.pass1.plan import PressPlan, TargetImpossible
 from loops.pass1.report import Scores, baseline_rows, level_rows, response_rows
 from loops.pass1.rig import Subject
@@ -180,6 +181,8 @@ class Press:
                 why = (f"The limit of {self.plan.max_iterations} levels was reached."
                        if built >= self.plan.max_iterations else "It cannot change the choice any more.")
                 self._end(name, "skipped", why, forecasts[name].n_bytes)
+        if self.plan.strategy == "refine":
+            self._refine()
         self._report_baseline()  # later looks measured more of the original
         self.bench.finish()
         chosen, reason = choose(self.plan.prefer, self.rungs)
@@ -290,39 +293,84 @@ class Press:
         """Build and measure one level; an engine that refuses costs this level only."""
         self.emit(LevelStarted(level.name))
         started = time.monotonic()
-        try:
+        with self._surviving(level.name, forecast.n_bytes):
             matrix = self.calibration.matrix_for(needed=level.name in self.needing) if self.calibration else None
             forecast = self.bench.forecast(level, matrix) if matrix is not None or self.prepared.source else forecast
             if forecast.n_bytes > self.plan.target_bytes:
                 self._end(level.name, "oversize", self._oversize(forecast), forecast.n_bytes)
                 return
-            subject, facts = self.bench.build(level, forecast, matrix)
-            facts = {**facts, "bits_per_weight": 8 * facts["bytes"] / self.prepared.model.n_parameters}
-            self._report(subject, (), facts)
-            divergence = self.bench.divergence(subject)
-            speed = self.bench.speed(subject)
-            missing = divergence.get("kld_truncation", 0.0)
-            if missing > TOLD_TRUNCATION * divergence["kld"]:
-                self.emit(Note(f"The KL divergence of {level.name} is about {missing:.2g} nats too low: the original's "
-                               "log-probabilities were cut to fit --baseline-disk."))
-            if divergence["kld"] > self.plan.max_kld:
-                self._report(subject, level_rows(divergence, Scores(), None), {"tokens_per_s": speed})
-                self._end(level.name, "rejected", f"Its KL divergence of {divergence['kld']:.3f} nats is over "
-                          f"{self.plan.max_kld:g}, so nothing was generated.", facts["bytes"])
-                return
-            measured = {row["metric"]: row for row in level_rows(divergence, Scores(), None)}
-            found = self.examiner.examine(subject, measured, speed, self.bench.speed(self.original))
+            self._examine(*self.bench.build(level, forecast, matrix), started)
+
+    @contextmanager
+    def _surviving(self, name: str, n_bytes: int) -> Iterator[None]:
+        """Let what goes wrong cost the level of this name only, but for a disk that is full."""
+        try:
+            yield
         except (DiskFull, StateUnwritable):
             raise
         except NightpressError as problem:
-            self._end(level.name, "error", str(problem), forecast.n_bytes)
+            self._end(name, "error", str(problem), n_bytes)
+
+    def _examine(self, subject: Subject, facts: Result, started: float) -> None:
+        """Measure what was built, rule on it, and tell."""
+        name = subject.level
+        facts = {**facts, "bits_per_weight": 8 * facts["bytes"] / self.prepared.model.n_parameters}
+        self._report(subject, (), facts)
+        divergence = self.bench.divergence(subject)
+        speed = self.bench.speed(subject)
+        missing = divergence.get("kld_truncation", 0.0)
+        if missing > TOLD_TRUNCATION * divergence["kld"]:
+            self.emit(Note(f"The KL divergence of {name} is about {missing:.2g} nats too low: the original's "
+                           "log-probabilities were cut to fit --baseline-disk."))
+        if divergence["kld"] > self.plan.max_kld:
+            self._report(subject, level_rows(divergence, Scores(), None), {"tokens_per_s": speed})
+            self._end(name, "rejected", f"Its KL divergence of {divergence['kld']:.3f} nats is over "
+                      f"{self.plan.max_kld:g}, so nothing was generated.", facts["bytes"])
             return
+        measured = {row["metric"]: row for row in level_rows(divergence, Scores(), None)}
+        found = self.examiner.examine(subject, measured, speed, self.bench.speed(self.original))
         loss = found.loss
         columns = {"degradation": loss.value, "degradation_low": loss.low, "degradation_high": loss.high,
                    "n_scenarios": loss.n, "tokens_per_s": speed, "measured_s": time.monotonic() - started,
                    "gates": [ruling.as_json() for ruling in found.rulings]}
-        self._report(subject, level_rows(divergence, self.examiner.scores[level.name], loss, found.rulings), columns)
-        self._end(level.name, *self._verdict(found), facts["bytes"], found.score)
+        self._report(subject, level_rows(divergence, self.examiner.scores[name], loss, found.rulings), columns)
+        self._end(name, *self._verdict(found), facts["bytes"], found.score)
+
+    def _refine(self) -> None:
+        """Try recipes between the smallest level that passed and the largest below it that did not."""
+        gap = gap_to_refine(self.rungs)
+        if not isinstance(self.bench, Bench) or self.calibration is None or gap is None:
+            self.emit(Note("There is nothing to refine: no level passed with one below it that did not."))
+            return
+        low, high = gap
+        budget = low  # a recipe is better than a level of the same size, so the failed one's size comes first
+        for number in range(REFINEMENTS):
+            state = self._recipe(budget, len(self.prepared.ladder) + number)
+            if state is None or (state == PASSED and budget == gap[0]):
+                return
+            low, high = (low, budget) if state == PASSED else (budget, high)
+            budget = (low + high) // 2
+
+    def _recipe(self, budget: int, ordinal: int) -> str | None:
+        """Find, build and measure the best recipe of a size; return how it ended, None where a level does as well."""
+        assert isinstance(self.bench, Bench)  # noqa: S101 - nothing is refined in a simulation
+        assert self.calibration is not None  # noqa: S101
+        bits = 8 * budget / self.prepared.model.n_parameters
+        name = f"RECIPE-{bits:.3f}"
+        self.emit(LevelPlanned(name, ordinal, budget, bits, 0, {}))
+        if name in self.settled:
+            self._end(name, self.settled[name]["state"], self.settled[name]["reason"], budget)
+            return self.rungs[-1].state
+        self.emit(LevelStarted(name))
+        started = time.monotonic()
+        with self._surviving(name, budget):
+            matrix = self.calibration.matrix_for(needed=True)
+            subject, facts, found = self.bench.recipe(name, budget, matrix, self.calibration.text_to_measure())
+            if found.winner.name != "recipe":
+                self._end(name, "skipped", f"No recipe of {budget:,} bytes does better than {found.winner.name}.", budget)
+                return None
+            self._examine(subject, facts, started)
+        return self.rungs[-1].state
 
     def _verdict(self, found: Findings) -> tuple[str, str]:
         """Return the state and the reason: the gates that decided it."""

@@ -100,7 +100,7 @@ class PressPlan:
         max_degradation: largest relative loss of the mean score that passes.
         max_kld: mean KL divergence beyond which a candidate is rejected without generating.
         max_iterations: most levels to build.
-        strategy: `walk` or `bisect`.
+        strategy: `walk`, `bisect`, or `refine`: walk, then try recipes.
         prefer: `smallest`, `score` or `score-per-gb`.
         scenarios: a JSONL file; None for the built-in ones.
         first_scenarios: scenarios at the first look.
@@ -221,6 +221,8 @@ class SinglePlan:
         imatrix: file of an importance matrix to use as it is.
         merge: files of importance matrices to add up.
         levels: names, or names of ladders.
+        target_bytes: of a file that gets a recipe instead of a level; 0 for none.
+        target_bits: the same in bits per weight; 0 for none.
         output: of an importance matrix the file, else the folder.
         stem: of the files' names.
         replace: files that are there.
@@ -241,6 +243,8 @@ class SinglePlan:
     imatrix: str | None = None
     merge: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
+    target_bytes: int = 0
+    target_bits: float = 0.0
     replace: bool = False
     allow_requantize: bool = False
     tool: str | None = None

@@ -18,6 +18,7 @@ from loops.pass1.bench import engine_parts
 from loops.pass1.calibrate import Matrix, Source
 from loops.pass1.journal import journaling, read_journal
 from loops.pass1.plan import SinglePlan
+from loops.pass1.recipe import RecipeSearch
 from loops.pass1.rig import Rig, Subject
 from loops.pass1.steps import Emit, Result, Steps
 from state.faults import NightpressError
@@ -129,6 +130,43 @@ def make_files(plan: SinglePlan, emit: Emit) -> list[Result]:
         rig.release()
         made.append(_make(spec, found, targets[level.name], rig) | {"imatrix": matrix.name if matrix else None})
     return made
+
+
+def make_sized(plan: SinglePlan, emit: Emit) -> Result:
+    """Make the best file of a model within a size: every matrix gets its own type.
+
+    Returns:
+        the file, its divergence, its recipe, and every candidate that was tried.
+
+    Raises:
+        OutputThere: the file exists; nothing was made.
+        BudgetImpossible: the size is too small or too large for this model.
+    """
+    model = check_model(Path(plan.model))
+    budget = plan.target_bytes or int(plan.target_bits * model.n_parameters / 8)
+    folder = Path(plan.output)
+    target = folder / f"{plan.stem}-{8 * budget / model.n_parameters:.3f}bpw.gguf"
+    _refuse_existing([target], replace=plan.replace)
+    rig = open_rig(plan, emit)
+    source = _source(plan) or calibrate.general()
+    matrix = matrix_asked_for(plan, rig) or calibrate.collect(rig, source)
+    text = calibrate.text_to_measure(rig, source)
+    rig.release()
+    with RecipeSearch(rig.model, plan.options, matrix.imatrix, text, rig.steps, rig.scratch,
+                      lambda stage, done, total: rig.report(stage, "")(done, total),
+                      sha256=rig.original.sha256) as search:
+        search.check_budget(budget)
+        found = search.best(budget, folder / "incoming")
+    with explained(folder):
+        rename(found.path, target)
+        target.chmod(0o644)
+    with contextlib.suppress(OSError):
+        (folder / "incoming").rmdir()
+    return {"level": found.winner.name, "path": str(target), "bytes": target.stat().st_size,
+            "sha256": found.winner.sha256, "bits_per_weight": 8 * target.stat().st_size / model.n_parameters,
+            "imatrix": matrix.name, "kld": found.winner.kld, "recipe": found.winner.recipe.as_json(),
+            "tried": [{"name": one.name, "bytes": one.recipe.n_bytes, "estimate": one.estimate, "kld": one.kld}
+                      for one in found.tried]}
 
 
 def matrix_asked_for(plan: SinglePlan, rig: Rig) -> Matrix | None:
