@@ -102,7 +102,7 @@ def plan_for(settings: Settings, entry: ModelEntry) -> PressPlan:
     return PressPlan(
         model=str(path), name=check_name(entry.name) if entry.name else name_of(path), levels=entry.levels,
         blobs=str(settings.blobs), scratch=str(settings.scratch), target_bytes=parse_size(entry.target_size),
-        max_degradation=entry.max_degradation, gates=entry.gates, domains=entry.domains,
+        max_degradation=entry.max_degradation, gates=entry.gates, domains=entry.domains, strategy=entry.strategy,
         user_domains=str(config_dir() / "calibration"), timeout_s=settings.level_timeout_s)
 
 

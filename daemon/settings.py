@@ -70,6 +70,8 @@ class ModelEntry(BaseModel):
     levels: tuple[str, ...] = Field((), description="levels to try; the original six unless set")
     gates: tuple[str, ...] = Field((), description="such as empathy:0.05")
     domains: tuple[str, ...] = Field((), description="of calibration text; general unless set, where a level needs it")
+    strategy: Literal["walk", "bisect", "refine"] = Field(
+        "walk", description="down the levels, halving them, or down and then recipes between the last two")
     priority: int = Field(0, description="higher is done first")
 
     @field_validator("path")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,6 +52,7 @@ def add(
         metavar="NAME:LIMIT", help="As of `nightpress run`; repeat for more.", show_default=False)] = None,
     domain: Annotated[list[str] | None, typer.Option(
         metavar="NAME", help="As of `nightpress run`; repeat for more.", show_default=False)] = None,
+    strategy: Annotated[Literal["walk", "bisect", "refine"], typer.Option(help="As of `nightpress run`.")] = "walk",
     priority: Annotated[int, typer.Option(min=-1000, max=1000, help="Higher is done first.")] = 0,
     name: Annotated[str | None, typer.Option(
         help="Name of the model in the deploy folder. Default: from its file.", show_default=False)] = None,
@@ -76,7 +77,8 @@ def add(
     settings, client = _open(state_dir)
     named = check_name(name) if name else name_of(path)
     entry = ModelEntry(path=path, name=named, target_size=target_size, max_degradation=max_degradation,
-                       levels=tuple(wanted), gates=tuple(gate or ()), domains=tuple(domain or ()), priority=priority)
+                       levels=tuple(wanted), gates=tuple(gate or ()), domains=tuple(domain or ()), strategy=strategy,
+                       priority=priority)
     order = Order(plan_for(settings, entry), promoting=promote)
     if client is not None:
         with client:

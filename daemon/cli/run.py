@@ -78,7 +78,8 @@ def run(
     max_kld: Annotated[float, typer.Option(
         min=0.0, help="Mean KL divergence beyond which a level is rejected before it speaks.")] = 0.5,
     strategy: Annotated[str, typer.Option(
-        help="walk: from large to small, stop at the first failure after a pass. bisect: halve the ladder.")] = "walk",
+        help="walk: from large to small, stop at the first failure after a pass. bisect: halve the ladder. refine: "
+             "walk, then try recipes between the last level that passed and the first that did not.")] = "walk",
     prefer: Annotated[str, typer.Option(
         help="Which of the levels that pass to take: smallest, score, or score-per-gb.")] = "smallest",
     accept_inconclusive: Annotated[bool, typer.Option(
