@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from daemon.errors import OrderRefused
 from daemon.settings import ModelEntry, Settings, config_dir
+from loops.engine.ladders import expand
 from loops.fingerprint import fingerprint
 from loops.pass1.criteria import parse_gates
 from loops.pass1.plan import PressPlan, parse_size
@@ -103,6 +104,7 @@ def plan_for(settings: Settings, entry: ModelEntry) -> PressPlan:
         model=str(path), name=check_name(entry.name) if entry.name else name_of(path), levels=entry.levels,
         blobs=str(settings.blobs), scratch=str(settings.scratch), target_bytes=parse_size(entry.target_size),
         max_degradation=entry.max_degradation, gates=entry.gates, domains=entry.domains, strategy=entry.strategy,
+        max_iterations=max(10, len(expand(entry.levels))),
         user_domains=str(config_dir() / "calibration"), timeout_s=settings.level_timeout_s)
 
 

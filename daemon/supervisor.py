@@ -263,9 +263,9 @@ class Pressing:
         return self.own_run if goes_on else None
 
     def _levels(self) -> tuple[str, ...]:
-        from loops.engine.ladders import ORIGINAL_LADDER
+        from loops.engine.ladders import ORIGINAL_LADDER, expand
 
-        return self.plan.levels or ORIGINAL_LADDER
+        return expand(self.plan.levels or ORIGINAL_LADDER)
 
     def _crash_key(self, level: str) -> str:
         """Name what killed the worker: this level of this model with this engine."""

@@ -229,11 +229,9 @@ def _count_tokens(model: Path, catalogue: Catalogue, sources: list[str]) -> dict
     from daemon.settings import Settings
     from daemon.supervisor import run_job
 
-    known = catalogue.names()
-    return dict(run_job({
-        "job": "count", "model": str(model.expanduser().absolute()), "folder": str(catalogue.folder),
-        "sources": [one if one in known else str(Path(one).expanduser().absolute()) for one in sources],
-    }, Settings.load().state_dir).result)
+    job = {"job": "count", "model": str(model.expanduser().absolute()), "folder": str(catalogue.folder),
+           "sources": sources}
+    return dict(run_job(job, Settings.load().state_dir).result)
 
 
 def _judge_tokens(name: str, found: dict[str, Any]) -> tuple[list[str], list[str]]:

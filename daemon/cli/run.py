@@ -30,7 +30,8 @@ def run(
     max_degradation: Annotated[float, typer.Option(
         min=0.0, max=1.0, help="Largest loss of the score that passes, as a share: 0.07 is 7 %.")] = 0.07,
     levels: Annotated[str | None, typer.Option(
-        help="Levels to try, such as Q8_0,Q4_K_M. Default: Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_L,Q2_K.",
+        help="Levels to try, such as Q8_0,Q4_K_M, or a ladder: original, full, iq, knees. Default: original, which is "
+             "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_L,Q2_K.",
         show_default=False)] = None,
     once: Annotated[str | None, typer.Option(
         "--once", "--run-once", metavar="LEVEL", help="Build and measure this one level, and promote nothing.",
@@ -43,7 +44,8 @@ def run(
         metavar="FILE", show_default=False, help="Calibrate with this text; repeat for more.")] = None,
     imatrix: Annotated[Path | None, typer.Option(
         help="Quantize with this importance matrix as it is, llama.cpp's GGUF or .dat.", show_default=False)] = None,
-    max_iterations: Annotated[int, typer.Option(min=1, help="Most levels to build.")] = 10,
+    max_iterations: Annotated[int | None, typer.Option(
+        min=1, help="Most levels to build. Default: 10, or as many as --levels names.", show_default=False)] = None,
     evaluation_prompts: Annotated[int, typer.Option(
         min=1, help="Scenarios at the first look; more follow while the verdict is open.")] = 25,
     max_prompts: Annotated[int, typer.Option(min=0, help="Most scenarios to use; 0 for all there are.")] = 0,
@@ -114,6 +116,7 @@ def run(
     """
     from daemon.intake import name_of
     from daemon.settings import Settings, config_dir
+    from loops.engine.ladders import expand
     from loops.pass1.criteria import parse_gates
     from loops.pass1.ladder import PREFERENCES, STRATEGIES
     from loops.pass1.plan import PressPlan, parse_size, parse_weights
@@ -132,7 +135,7 @@ def run(
         model=str(chosen), name=named, levels=wanted, blobs=str(settings.blobs), scratch=str(settings.scratch),
         target_bytes=parse_size(target_size), store_bytes=parse_size(baseline_disk),
         max_degradation=max_degradation, max_kld=max_kld,
-        max_iterations=max_iterations, strategy=strategy, prefer=prefer,
+        max_iterations=max_iterations or max(10, len(expand(wanted))), strategy=strategy, prefer=prefer,
         scenarios=_absolute(scenarios) if scenarios else None, first_scenarios=evaluation_prompts,
         max_scenarios=max_prompts, text=_absolute(text) if text else None, text_windows=text_windows,
         gates=tuple(gate or ()), weights=parse_weights(weight or ()), seeds=seeds, judge=judge,

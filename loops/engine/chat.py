@@ -12,7 +12,7 @@ import json
 import resource
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -72,10 +72,9 @@ def render(template: str, messages: Sequence[Mapping[str, str]], *, bos: str = "
         ChatTemplateBroken: the template does not compile, raises, or tries what the sandbox forbids.
     """
     try:
-        with _bounded():
-            return str(_compiled(template).render(
-                messages=[dict(message) for message in messages], add_generation_prompt=reply, bos_token=bos,
-                eos_token=eos, tools=None, date_string=PINNED_DATE))
+        return _bounded(lambda: str(_compiled(template).render(
+            messages=[dict(message) for message in messages], add_generation_prompt=reply, bos_token=bos,
+            eos_token=eos, tools=None, date_string=PINNED_DATE)))
     except MemoryError as problem:
         raise ChatTemplateBroken("The model's chat template does not work: it asks for "
                                  f"more than {MEMORY_BYTES >> 20} MB.") from problem
@@ -83,28 +82,36 @@ def render(template: str, messages: Sequence[Mapping[str, str]], *, bos: str = "
         raise ChatTemplateBroken(f"The model's chat template does not work: {problem}") from problem
 
 
-@contextlib.contextmanager
-def _bounded() -> Iterator[None]:
-    """Bound the time and the further memory of a block, where this process and system allow it.
+def _bounded(work: Callable[[], str]) -> str:
+    """Return what work returns, with its time and its further memory bounded where this process and system allow it.
 
     Time needs the main thread, where a worker renders; memory needs Linux.
     """
-    def out_of_time(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise TimeoutError(f"it runs for more than {TIME_S:g} s")
+    over = False
+
+    def out_of_time(_number: int, _frame: FrameType | None) -> None:
+        if not over:
+            raise TimeoutError(f"it runs for more than {TIME_S:g} s")
 
     with contextlib.ExitStack() as undo:
-        if threading.current_thread() is threading.main_thread():
-            undo.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, out_of_time))
-            signal.setitimer(signal.ITIMER_REAL, TIME_S)
-            undo.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+        # The alarm may go off anywhere, and still everything is undone: each undoing is arranged before its change,
+        # and the clock runs only inside of `try`, away from whoever catches OSError, which a TimeoutError is.
         used = _address_space()
         if used:
             limits = resource.getrlimit(resource.RLIMIT_AS)
             wanted = used + MEMORY_BYTES
             if limits[0] == resource.RLIM_INFINITY or wanted < limits[0]:
-                resource.setrlimit(resource.RLIMIT_AS, (wanted, limits[1]))
                 undo.callback(resource.setrlimit, resource.RLIMIT_AS, limits)
-        yield
+                resource.setrlimit(resource.RLIMIT_AS, (wanted, limits[1]))
+        if timed := threading.current_thread() is threading.main_thread():
+            undo.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, out_of_time))
+            undo.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+        try:
+            if timed:
+                signal.setitimer(signal.ITIMER_REAL, TIME_S, 1.0)  # again, for what folds constants catches all
+            return work()
+        finally:
+            over = True
 
 
 def _address_space() -> int:

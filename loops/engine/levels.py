@@ -6,7 +6,7 @@ import difflib
 import functools
 from dataclasses import dataclass
 
-from loops.engine.ladders import ORIGINAL_LADDER
+from loops.engine.ladders import LADDERS, ORIGINAL_LADDER, expand
 from loops.engine.native import library
 from state.faults import NightpressError
 
@@ -56,18 +56,21 @@ def level_named(text: str) -> Level:
     for candidate in (name, f"{name}_M"):
         if candidate in known:
             return known[candidate]
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or list(ORIGINAL_LADDER)
-    raise UnknownLevel(f"There is no level {text!r}. Did you mean {', '.join(near)}? "
-                       "`nightpress levels` lists all of them.")
+    near = difflib.get_close_matches(name, [*known, *map(str.upper, LADDERS)], n=4, cutoff=0.5) or ORIGINAL_LADDER
+    suggested = ", ".join(one.lower() if one.lower() in LADDERS else one for one in near)
+    raise UnknownLevel(f"There is no level {text!r}. Did you mean {suggested}? `nightpress levels` lists all of them; "
+                       f"ladders of several are {', '.join(LADDERS)}.")
 
 
 def parse_ladder(text: str | None) -> tuple[Level, ...]:
     """Return the levels of a comma-separated list, without repeats; None means the original six.
 
+    The name of a ladder, such as `knees`, stands for its levels, in any case and beside others.
+
     Raises:
         UnknownLevel: a name is unknown or the list is empty.
     """
-    names = [name for name in (",".join(ORIGINAL_LADDER) if text is None else text).split(",") if name.strip()]
+    names = [name for name in (ORIGINAL_LADDER if text is None else text.split(",")) if name.strip()]
     if not names:
-        raise UnknownLevel("The list of levels is empty. Give some, like --levels Q8_0,Q4_K_M.")
-    return tuple(dict.fromkeys(level_named(name) for name in names))
+        raise UnknownLevel("The list of levels is empty. Give some, like --levels Q8_0,Q4_K_M, or --levels knees.")
+    return tuple(dict.fromkeys(level_named(name) for name in expand(names)))

@@ -367,7 +367,8 @@ class Press:
             matrix = self.calibration.matrix_for(needed=True)
             subject, facts, found = self.bench.recipe(name, budget, matrix, self.calibration.text_to_measure())
             if found.winner.name != "recipe":
-                self._end(name, "skipped", f"No recipe of {budget:,} bytes does better than {found.winner.name}.", budget)
+                self._end(name, "skipped", f"No recipe of {budget:,} bytes does better than {found.winner.name}.",
+                          budget)
                 return None
             self._examine(subject, facts, started)
         return self.rungs[-1].state

@@ -72,13 +72,6 @@ def test_a_model_is_described(starter: Path) -> None:
     assert told.result["chat_template"] is True
 
 
-def test_every_level_is_listed_with_its_size_the_smallest_first() -> None:
-    (told,) = run_job({"job": "levels"}).of(Finished)
-    sizes = [entry["bytes"] for entry in told.result["levels"]]
-    assert sizes == sorted(sizes)
-    assert {"Q4_K_M", "Q2_K", "IQ1_S", "F16"} <= {entry["level"] for entry in told.result["levels"]}
-
-
 def test_a_level_is_asked_before_it_is_deployed(pressed: Any) -> None:
     made = pressed("Q4_K_M")
     job = {"job": "smoke", "model": str(made.path), "sha256": made.sha256,

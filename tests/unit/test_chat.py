@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
+from loops.engine import chat
 from loops.engine.chat import PINNED_DATE, ChatTemplateBroken, render
 from loops.engine.gguf_check import read_header
 from loops.starter import corpus
@@ -156,3 +159,17 @@ def test_a_template_that_asks_for_too_much_is_stopped_in_time(template: str) -> 
     with pytest.raises(ChatTemplateBroken):
         render(template, [{"role": "user", "content": "hi"}])
     assert render("{{ messages[0]['content'] }}", [{"role": "user", "content": "still here"}]) == "still here"
+
+
+@pytest.mark.parametrize("after_s", [2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 1e-3, 1e-2])
+def test_wherever_the_time_runs_out_the_template_is_stopped_and_the_bounds_are_lifted(
+        after_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "{% for i in range(99999) %}{% for j in range(3000) %}{% endfor %}{% endfor %}"
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
+    monkeypatch.setattr(chat, "TIME_S", after_s)
+    for _ in range(10):
+        with pytest.raises(ChatTemplateBroken) as told:
+            render(long, USER)
+        assert isinstance(told.value.__cause__, TimeoutError)
+        assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)) == before
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
