@@ -67,7 +67,7 @@ class ModelEntry(BaseModel):
     name: str | None = Field(None, description="in the deploy folder; from its file unless set")
     target_size: str = Field("24GB", description="levels larger than this are not built")
     max_degradation: float = Field(0.07, ge=0, le=1, description="largest loss that passes, as a share")
-    levels: tuple[str, ...] = Field((), description="levels, or a ladder: original, full, iq, knees; original unless set")
+    levels: tuple[str, ...] = Field((), description="levels, or a ladder: original (unless set), full, iq, knees")
     gates: tuple[str, ...] = Field((), description="such as empathy:0.05")
     domains: tuple[str, ...] = Field((), description="of calibration text; general unless set, where a level needs it")
     strategy: Literal["walk", "bisect", "refine"] = Field(
