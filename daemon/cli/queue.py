@@ -47,7 +47,8 @@ def add(
     max_degradation: Annotated[float, typer.Option(
         min=0.0, max=1.0, help="Largest loss of the score that passes, as a share.")] = 0.07,
     levels: Annotated[str | None, typer.Option(
-        help="Levels such as Q8_0,Q4_K_M, or a ladder: original, full, iq, knees. Default: original.", show_default=False)] = None,
+        help="Levels such as Q8_0,Q4_K_M, or a ladder: original, full, iq, knees. Default: original.",
+        show_default=False)] = None,
     gate: Annotated[list[str] | None, typer.Option(
         metavar="NAME:LIMIT", help="As of `nightpress run`; repeat for more.", show_default=False)] = None,
     domain: Annotated[list[str] | None, typer.Option(

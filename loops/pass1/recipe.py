@@ -5,15 +5,15 @@
     best      the allocations and the stock levels that fit, on text that served for nothing else; then really made
 
 The divergences of matrices rounded alone add up: on the starter, their sum foretold that of whole recipes within
-10 % at every size from 2.6 to 5.5 bits per weight. So the costs are measured once for all budgets.
+10 % at every size from 3.4 to 5.9 bits per weight. So the costs are measured once for all budgets.
 
-What it takes. In memory: the original without a memory map, a context of at most 2,048 tokens, and per thread a
-megabyte of weights in three forms; for 7 billion weights in F16 14 GB and, with a vocabulary of 32,000, about
-0.5 GB of context and logits. In time, with w windows of 512 tokens: (units + looks) decodes of w windows, where
-there are at most `Effort.units` units and `Effort.looks` looks per budget, and the rounding of what is measured.
-For 7 billion weights a decode of 8 windows is 57 TFLOP: half a minute on 16 cores that do 2 TFLOP/s, a second on
-a GPU; so with the defaults about 140 decodes are an hour or more on such a CPU. Every measurement is a step that
-is never repeated, so the search can be stopped and taken up again at any point.
+What it takes, calculated for 7 billion weights in F16 with a vocabulary of 32,000. Memory: the original without a
+memory map (14 GB), a context of 2,048 tokens (1 GB with 32 layers of 4,096), logits (130 MB), and per thread 1 MiB
+of weights in three forms. Disk: the original's log-probabilities, 0.4 GB. Time: at most 80 units and 48 looks of
+4 windows, and about 8 candidates of 8, are 4.2 PFLOP of decoding, 35 minutes at 2 TFLOP/s; rounding takes 0.1 to
+1.5 microseconds of a core per weight and type, for the candidates together about as long as quantizing the whole
+model 8 times, most of it for the IQ types. Every measurement is a step that is never repeated, so the search can be
+stopped at any point and taken up again.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class RecipeSearch:
             check_fits(imatrix, model.tensors, "The importance matrix", model.path.name)
         self.model, self.options, self.imatrix = model, options, imatrix
         self.steps, self.scratch, self.report = steps, scratch, report
-        self.effort = effort or Effort()
+        self.effort = effort or Effort.for_weights(model.n_parameters)
         self.matrices = Matrices(model, options, imatrix)
         self.choices = {name: self._choices_of(name) for name in self.matrices.tensors}
         self.sizes = {name: {choice: self.matrices.n_bytes(name, choice.ggml_type) for choice in found}
@@ -219,7 +219,9 @@ class RecipeSearch:
         for count, unit in enumerate(units, 1):
             state = {name: self._first(name) for name in unit}
             found = self._probe.divergence(state)
-            if len(unit) == 1:
+            if not found:
+                pass  # nothing reads it, such as the heads for several tokens at once: it is taken for an average one
+            elif len(unit) == 1:
                 costs.single[unit[0]] = {state[unit[0]]: found}
             else:
                 costs.units[unit] = (state, found)
@@ -261,9 +263,9 @@ class RecipeSearch:
                 f"{budget:,} bytes are too few for {self.model.path.name}: its smallest recipe takes {smallest:,}. "
                 "Give a larger budget" + ("." if self.imatrix else ", or an importance matrix, which allows smaller "
                                           "types."))
-        if budget >= (whole := self._fixed_bytes + sum(max(sizes.values()) for sizes in self.sizes.values())):
-            raise BudgetImpossible(f"{budget:,} bytes are no less than the {whole:,} that {self.model.path.name} takes "
-                                   "unquantized. Give a smaller budget.")
+        if budget >= self.model.file_bytes:
+            raise BudgetImpossible(f"{budget:,} bytes are no less than the {self.model.file_bytes:,} that "
+                                   f"{self.model.path.name} takes unquantized. Give a smaller budget.")
 
     def _allocate(self, costs: Costs, budget: int) -> tuple[dict[str, Choice], float]:
         table = {name: costs.of(name) for name in self.choices}
@@ -322,8 +324,9 @@ class RecipeSearch:
 
     def _rivals(self, budget: int) -> dict[str, Recipe]:
         """Return the largest stock levels within budget, with the importance matrix and without, as recipes."""
-        fitting = sorted((level for level in _RIVALS if self._stock(level, weighted=False).n_bytes <= budget),
-                         key=lambda level: -self._stock(level, weighted=False).n_bytes)
+        stock = {level: self._stock(level, weighted=False) for level in _RIVALS}
+        fitting = sorted((level for level, made in stock.items() if made.n_bytes <= budget
+                          and (self.imatrix or not made.needs_imatrix)), key=lambda level: -stock[level].n_bytes)
         found: dict[str, Recipe] = {}
         for level in fitting[:RIVALS_TRIED]:
             for weighted in (False, True) if self.imatrix else (False,):
