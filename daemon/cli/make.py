@@ -41,6 +41,8 @@ def imatrix(
         metavar="FILE", show_default=False,
         help="Add up with this importance matrix of the same model; repeat for more. Without --domain and "
              "--calibration nothing is collected.")] = None,
+    chunks: Annotated[int, typer.Option(
+        min=0, help="Most pieces of 512 tokens to read, taken from all of the text; 0 for all.")] = 128,
     stats: Annotated[bool, typer.Option("--stats", help="Print which tensors and layers matter most.")] = False,
     output: Annotated[Path | None, typer.Option(
         "--output", "-o", help="Where to write. Default: MODEL-imatrix.gguf in this folder.",
@@ -64,7 +66,7 @@ def imatrix(
         found = _run({"job": "imatrix", "file": str(path)}, settings)
     else:
         target = (output or Path(f"{name_of(path)}-imatrix.gguf")).expanduser().absolute()
-        plan = _plan(settings, path, target, domain, calibration, replace=force,
+        plan = _plan(settings, path, target, domain, calibration, replace=force, chunks=chunks,
                      merge=tuple(str(file.expanduser().absolute()) for file in merge or ()))
         found = _run({"job": "imatrix", "plan": plan.as_json()}, settings)
     if json:

@@ -220,6 +220,7 @@ class SinglePlan:
         user_domains: folder of the user's own domains.
         imatrix: file of an importance matrix to use as it is.
         merge: files of importance matrices to add up.
+        chunks: most pieces of 512 tokens to collect from; 0 for all.
         levels: names, or names of ladders.
         target_bytes: of a file that gets a recipe instead of a level; 0 for none.
         target_bits: the same in bits per weight; 0 for none.
@@ -242,6 +243,7 @@ class SinglePlan:
     user_domains: str | None = None
     imatrix: str | None = None
     merge: tuple[str, ...] = ()
+    chunks: int = 128
     levels: tuple[str, ...] = ()
     target_bytes: int = 0
     target_bits: float = 0.0

@@ -9,7 +9,7 @@ The divergences of matrices rounded alone add up: on the starter, their sum fore
 
 What it takes, calculated for 7 billion weights in F16 with a vocabulary of 32,000. Memory: the original without a
 memory map (14 GB), a context of 2,048 tokens (1 GB with 32 layers of 4,096), logits (130 MB), and per thread 1 MiB
-of weights in three forms. Disk: the original's log-probabilities, 0.4 GB. Time: at most 80 units and 48 looks of
+of weights in three forms. Disk: the original's log-probabilities, 0.4 GB. Time: at most 40 units twice and 48 looks of
 4 windows, and about 8 candidates of 8, are 4.2 PFLOP of decoding, 35 minutes at 2 TFLOP/s; rounding takes 0.1 to
 1.5 microseconds of a core per weight and type, for the candidates together about as long as quantizing the whole
 model 8 times, most of it for the IQ types. Every measurement is a step that is never repeated, so the search can be
@@ -21,7 +21,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -56,7 +56,8 @@ from state.faults import NightpressError
 from state.files import rename
 
 _ALWAYS = "Q8_0"
-_PROBED = ("Q3_K", "Q4_0", _ALWAYS)  #: the first that fits a matrix is what it is first measured at
+_PROBED = ("Q3_K", "Q4_0", _ALWAYS)  #: what a matrix is first measured at: the first of them that fits it
+_PROBED_PLAIN = ("Q4_K", "Q4_0", _ALWAYS)  #: and without its importance
 #: levels that a recipe's file may be named after
 _BASES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 #: levels that a recipe has to beat: all but those of models trained for them, and of mixtures of experts
@@ -145,17 +146,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The best file within the budget.
-
-    Attributes:
-        winner: what it is, its file verified and measured.
-        path: of the file.
-        tried: every candidate, best first; those without a file after those with one.
-    """
+    """The best file within the budget: what it is, where, and every candidate, those with a file first, best first."""
 
     winner: Candidate
     path: Path
-    tried: tuple[Candidate, ...] = field(default=())
+    tried: tuple[Candidate, ...]
 
 
 class RecipeSearch:
@@ -173,7 +168,7 @@ class RecipeSearch:
             text: to measure on; not what will be reported on.
             steps: what was measured before; the engine's identity must be common to all.
             scratch: for the original's log-probabilities.
-            report: told a stage, what is done and how much there is.
+            report: told a stage, what is done and of how much.
             effort: how closely to look.
             sha256: of the model's files; computed where it is not given.
 
@@ -217,24 +212,30 @@ class RecipeSearch:
             self.report("errors", count, len(self.choices))
         costs, units = Costs(errors), units_of(list(self.choices), self.effort.units)
         for count, unit in enumerate(units, 1):
-            state = {name: self._first(name) for name in unit}
-            found = self._probe.divergence(state)
-            if not found:
-                pass  # nothing reads it, such as the heads for several tokens at once: it is taken for an average one
-            elif len(unit) == 1:
-                costs.single[unit[0]] = {state[unit[0]]: found}
-            else:
-                costs.units[unit] = (state, found)
+            for state in self._first(unit):
+                found = self._probe.divergence(state)
+                if not found:
+                    continue  # nothing reads it, such as heads for several tokens at once: it is taken for average
+                if len(unit) == 1:
+                    costs.single.setdefault(unit[0], {})[state[unit[0]]] = found
+                else:
+                    costs.units.append((state, found))
             self.report("sensitivity", count, len(units))
         return costs
 
-    def _first(self, name: str) -> Choice:
-        """Return the choice at which a matrix is first measured."""
-        by_type = {choice.ggml_type: choice for choice in reversed(self.choices[name])}
-        return next((by_type[probed] for probed in _PROBED if probed in by_type), self.choices[name][0])
+    def _first(self, unit: tuple[str, ...]) -> list[State]:
+        """Return how a unit is first measured: with its importance and, where there is any, without as well."""
+        known = {name for name in unit if name in self.matrices.importance}
+
+        def nearest(name: str, probed: tuple[str, ...], weighted: bool) -> Choice:
+            return min(self.choices[name], key=lambda choice: (
+                choice.weighted != weighted, (*probed, choice.ggml_type).index(choice.ggml_type)))
+
+        with_it = {name: nearest(name, _PROBED, name in known) for name in unit}
+        return [with_it, {name: nearest(name, _PROBED_PLAIN, False) for name in unit}] if known else [with_it]
 
     def measure(self) -> Costs:
-        """Measure what every choice costs: all errors, and the divergence of every unit at one choice.
+        """Measure what every choice costs: all errors, and the divergence of every unit at one or two.
 
         Raises:
             NotFinite: the model is damaged.
@@ -276,7 +277,7 @@ class RecipeSearch:
                 in zip(self.choices.items(), found.chosen, strict=True)}, found.cost
 
     def solve(self, budget: int) -> list[Recipe]:
-        """Return candidates within budget: the first by one measurement per unit, the last by the closest look.
+        """Return candidates within budget: the first by what `measure` found, the last by the closest look.
 
         What carries most of the cost of an allocation is measured at the very choices that come into question,
         and the allocation is repeated, until nothing is in doubt or all looks are used up. It does not depend on

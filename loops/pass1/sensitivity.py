@@ -106,27 +106,32 @@ class Costs:
 
     Attributes:
         errors: relative importance-weighted error per matrix and choice; 0 for the original's own type.
-        units: how a unit of several was rounded, and its divergence; by its members.
+        units: how units of several were rounded, and their divergence.
         single: divergence of a matrix alone.
     """
 
     errors: Mapping[str, Mapping[Choice, float]]
-    units: dict[tuple[str, ...], tuple[State, float]] = field(default_factory=dict)
+    units: list[tuple[State, float]] = field(default_factory=list)
     single: dict[str, dict[Choice, float]] = field(default_factory=dict)
 
     def is_known(self, name: str, choice: Choice) -> bool:
         """Tell whether the divergence was measured, or is none."""
         return not self.errors[name][choice] or choice in self.single.get(name, {})
 
-    def _ratios(self, name: str) -> list[tuple[float, float]]:
-        """Return log error and log divergence per error where they were measured, by rising error."""
+    def _ratios(self, name: str, weighted: bool | None = None) -> list[tuple[float, float]]:
+        """Return log error and log divergence per error where they were measured, by rising error.
+
+        Args:
+            name: of the matrix; what was measured of it alone counts, else of its unit.
+            weighted: only with its importance, or only without; None for both.
+        """
         errors = self.errors[name]
-        found = [(errors[choice], cost) for choice, cost in self.single.get(name, {}).items()]
-        if not found:
-            for state, cost in self.units.values():
-                if name in state:
-                    whole = sum(self.errors[member][choice] for member, choice in state.items())
-                    found.append((errors[state[name]], cost * errors[state[name]] / max(whole, _LEAST)))
+        found = [(errors[choice], cost) for choice, cost in self.single.get(name, {}).items()
+                 if weighted in (None, choice.weighted)]
+        for state, cost in self.units if not self.single.get(name) else ():
+            if name in state and weighted in (None, state[name].weighted):
+                whole = sum(self.errors[member][choice] for member, choice in state.items())
+                found.append((errors[state[name]], cost * errors[state[name]] / max(whole, _LEAST)))
         return sorted((math.log(max(error, _LEAST)), math.log(max(cost, _LEAST) / max(error, _LEAST)))
                       for error, cost in found)
 
@@ -134,21 +139,19 @@ class Costs:
         """Return the cost of every choice of a matrix.
 
         Between two measured choices the divergence per error is interpolated in the logarithms, outside of
-        them it is that of the nearest. A matrix that nothing is known of has the median of the others.
+        them it is that of the nearest; of choices with the importance and without it apart, where both were
+        measured. A matrix that nothing is known of has the median of the others.
         """
-        ratios = self._ratios(name)
-        if not ratios:
+        every = self._ratios(name)
+        if not every:
             others = [ratio for other in self.errors if other != name for _, ratio in self._ratios(other)]
-            ratios = [(0.0, float(np.median(others)) if others else 0.0)]
-        places, heights = zip(*ratios, strict=True)
+            every = [(0.0, float(np.median(others)) if others else 0.0)]
+        curves = {weighted: self._ratios(name, weighted) or every for weighted in (False, True)}
         known, costs = self.single.get(name, {}), {}
         for choice, error in self.errors[name].items():
-            if not error:
-                costs[choice] = 0.0
-            elif choice in known:
-                costs[choice] = known[choice]
-            else:
-                costs[choice] = error * math.exp(float(np.interp(math.log(max(error, _LEAST)), places, heights)))
+            places, heights = zip(*curves[choice.weighted], strict=True)
+            height = float(np.interp(math.log(max(error, _LEAST)), places, heights))
+            costs[choice] = known.get(choice, error * math.exp(height)) if error else 0.0
         return costs
 
 
@@ -219,7 +222,8 @@ class Effort:
     """How closely to look.
 
     Attributes:
-        units: most groups of matrices whose divergence is measured apart; up to as many matrices are measured singly.
+        units: most groups of matrices whose divergence is measured apart, twice where an importance is known; up to as
+            many matrices are measured singly.
         looks: most further measurements per budget, of what the allocation rests on.
         windows: of 512 tokens, that costs are measured on.
         selection_windows: others, that candidates are compared on.
@@ -238,7 +242,7 @@ class Effort:
     @classmethod
     def for_weights(cls, count: int) -> Self:
         """Return what suits a model of so many weights: of large ones fewer windows."""
-        return cls() if count < LARGE else cls(windows=4, selection_windows=8)
+        return cls() if count < LARGE else cls(units=40, windows=4, selection_windows=8)
 
 
 @dataclass(frozen=True)

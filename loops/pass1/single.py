@@ -68,7 +68,7 @@ def make_matrix(plan: SinglePlan, emit: Emit) -> Result:
         parts.append(found)
     source = _source(plan) or (None if parts else calibrate.general())
     if source is not None:
-        parts.insert(0, calibrate.collect(rig, source).imatrix)
+        parts.insert(0, calibrate.collect(rig, source, plan.chunks).imatrix)
     rig.release()
     whole = merge_imatrices(parts) if len(parts) > 1 else parts[0]
     write_imatrix(output, whole)

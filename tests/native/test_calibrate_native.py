@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from calibration_data.catalogue import Catalogue
 from calibration_data.text import Sample, write
+from loops.engine.divergence import Windows
 from loops.engine.gguf_check import check_model
 from loops.engine.imatrix import CalibrationTooShort
 from loops.engine.imatrix_file import read_imatrix
@@ -65,6 +67,15 @@ def test_a_matrix_is_collected_once_and_again_where_its_file_is_gone(rig: Callab
     assert collect(again, Source("medical", some("medical", 9), ())).sha256 != matrix.sha256
     for each in (first, again):
         each.release()
+
+
+def test_of_a_long_text_chunks_are_taken_from_everywhere() -> None:
+    tokens = np.arange(10 * 512, dtype=np.int32).reshape(10, 512)
+    kept = calibrate._spread(Windows(tokens, 4), 4)
+    assert kept.tokens[:, 0].tolist() == [0, 2 * 512, 5 * 512, 7 * 512]
+    assert kept.per_decode == 4
+    for limit in (0, 10, 11):
+        assert calibrate._spread(Windows(tokens, 4), limit).tokens.shape == (10, 512)
 
 
 def test_too_little_text_is_refused_with_both_figures(rig: Callable[[dict[str, Any]], Made]) -> None:
