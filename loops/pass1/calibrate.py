@@ -171,6 +171,8 @@ def given(model: CheckedModel, file: Path) -> Matrix:
 def collect(rig: Rig, source: Source, limit: int = CHUNKS) -> Matrix:
     """Collect the importance matrix of a rig's original from a text; a step, whose file is kept.
 
+    The output matrix is looked at too: recipes gain by it, see benchmarks/README.md.
+
     Args:
         rig: has the original.
         source: the text.
@@ -186,7 +188,7 @@ def collect(rig: Rig, source: Source, limit: int = CHUNKS) -> Matrix:
         model = rig.loaded(rig.original)
         chunks = _spread(cut_chunks(model, text, special=True), limit)
         folder = rig.scratch / rig.steps.name("imatrix-sums", **parts)
-        found = collect_imatrix(model, chunks, folder, datasets=[source.name],
+        found = collect_imatrix(model, chunks, folder, datasets=[source.name], with_output=True,
                                 progress=lambda done, total: rig.report("importance matrix", "")(done, total))
         with explained(rig.matrices):
             make_folder(rig.matrices, 0o700)

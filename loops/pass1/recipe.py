@@ -53,7 +53,6 @@ from loops.pass1.sensitivity import (
 )
 from loops.pass1.steps import Result, Steps
 from state.faults import NightpressError
-from state.files import rename
 
 _ALWAYS = "Q8_0"
 _PROBED = ("Q3_K", "Q4_0", _ALWAYS)  #: what a matrix is first measured at: the first of them that fits it
@@ -365,15 +364,15 @@ class RecipeSearch:
         tried.sort(key=lambda one: one.estimate)
         finalists = [next(one for one in tried if one.name == "recipe")]
         finalists += [one for one in tried if one.name != "recipe"][:1]
-        trials = blobs / "trials"
-        made = [self._made(one, trials) for one in finalists]
+        before = {file.name for file in blobs.glob("*.gguf")}
+        made = [self._made(one, blobs) for one in finalists]
         winner = min(reversed(made), key=lambda one: one.kld or 0.0)  # of equals the stock level, which comes last
         path = blobs / f"{winner.sha256}.gguf"
-        if not path.is_file():
-            if not (trials / path.name).is_file():  # it was measured in an earlier run
-                self._make(winner.recipe, trials)
-            rename(trials / path.name, path)
-        shutil.rmtree(trials, ignore_errors=True)
+        if not path.is_file():  # it was measured in an earlier run
+            self._make(winner.recipe, blobs)
+        for one in made:  # what is left behind where this is killed is a blob like others, under the disk budget
+            if one.sha256 != winner.sha256 and f"{one.sha256}.gguf" not in before:
+                (blobs / f"{one.sha256}.gguf").unlink(missing_ok=True)
         rest = [one for one in tried if one not in finalists]
         return Outcome(winner, path, tuple(sorted(made, key=lambda one: one.kld or 0.0) + rest))
 
