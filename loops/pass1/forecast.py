@@ -29,17 +29,23 @@ def check_memory(model: CheckedModel, *, ignore: bool = False) -> None:
             f"{there / 1e9:.1f} GB. Pass --force to try it all the same, from disk and slowly.")
 
 
-def check_disk(folder: Path, sizes: Sequence[int], store_bytes: int) -> None:
+def check_disk(folder: Path, sizes: Sequence[int], store_bytes: int, *, compared: int = 0) -> None:
     """Refuse a run for which the disk is too small.
 
     Two levels at a time must fit, the best so far and the one being built, and the original's
     log-probabilities; older levels give way when the disk budget says so.
 
+    Args:
+        folder: of the levels.
+        sizes: of the levels, in bytes.
+        store_bytes: of the original's log-probabilities.
+        compared: bytes of the variants of a level that importance matrices are compared by, all at once.
+
     Raises:
         DiskFull: with what is needed and what is free.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    needs = sum(sorted(sizes)[-2:]) + store_bytes + MARGIN_BYTES
+    needs = max(sum(sorted(sizes)[-2:]), compared) + store_bytes + MARGIN_BYTES
     free = shutil.disk_usage(folder).free
     if needs > free:
         raise DiskFull(f"This run needs {needs / 1e9:,.2f} GB of disk under {folder.parent}, and "

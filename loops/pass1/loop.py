@@ -158,7 +158,8 @@ class Press:
         self._refuse_impossible(forecasts, order)
         if isinstance(self.bench, Bench):
             check_memory(self.prepared.model, ignore=self.plan.ignore_forecast)
-            check_disk(Path(self.plan.blobs), [forecasts[name].n_bytes for name in order], self.bench.store_bytes())
+            check_disk(Path(self.plan.blobs), [forecasts[name].n_bytes for name in order], self.bench.store_bytes(),
+                       compared=3 * forecasts[order[-1]].n_bytes if self.prepared.source else 0)
         seconds = self._baseline()
         note = check_time(self.plan, self.prepared.model.file_bytes, seconds,
                           min(len(order), self.plan.max_iterations))

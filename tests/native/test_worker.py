@@ -124,7 +124,8 @@ def test_a_path_that_is_no_utf8_is_refused_like_any_other(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("changes", "code"), [
     ({"levels": ("Q9_9",)}, 32), ({"target_bytes": 1000}, 66), ({"scenarios": "NONE"}, 28), ({"text": "NONE"}, 29),
-    ({"text": "SHORT"}, 27), ({"tool": "NONE"}, 38), ({"levels": ("IQ1_S",)}, 66)])
+    ({"text": "SHORT"}, 27), ({"tool": "NONE"}, 38), ({"domains": ("medicine",)}, 19),
+    ({"imatrix": str(STARTER_GGUF)}, 8)])
 def test_a_plan_that_cannot_be_carried_out_is_refused_with_its_own_code(changes: dict[str, Any], code: int,
                                                                        tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from loops.starter import STARTER_GGUF
 from state.ledger import Ledger
 
 #: what is given as the model -> exit status, and words of the sentence
@@ -60,8 +61,8 @@ def test_an_unknown_level_offers_the_nearest(nightpress: Any) -> None:
     assert "Q4_K_M" in nightpress("run", "--levels", "Q4_KM", status=32).stderr
 
 
-def test_a_level_that_needs_an_importance_matrix_says_so(nightpress: Any) -> None:
-    assert "importance matrix" in nightpress("run", "--once", "IQ2_XS", status=66).stderr
+def test_a_model_is_no_importance_matrix(nightpress: Any) -> None:
+    assert "importance matrix" in nightpress("run", "--imatrix", str(STARTER_GGUF), status=8).stderr
 
 
 def test_a_target_that_no_level_meets_names_the_smallest(nightpress: Any) -> None:

@@ -168,7 +168,7 @@ def test_models_and_levels_can_be_looked_at(nightpress: Any, starter: Any) -> No
     facts = json.loads(nightpress("inspect", str(starter), "--json").stdout)
     assert facts["parameters"] == 7_082_240
     assert "llama" in nightpress("inspect", str(starter)).stdout
-    levels = json.loads(nightpress("levels", "--json").stdout)
+    levels = json.loads(nightpress("levels", "--json").stdout)["levels"]
     assert len(levels) > 30
     assert next(row for row in levels if row["level"] == "IQ1_S")["needs_imatrix"]
     assert "Q4_K_M" in nightpress("levels", str(starter)).stdout

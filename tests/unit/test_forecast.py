@@ -52,6 +52,13 @@ def test_a_run_too_large_for_the_disk_is_refused_with_both_figures(tmp_path: Pat
         check_disk(tmp_path, [free], 10**9)
 
 
+def test_the_variants_that_are_compared_must_fit_all_at_once(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(DiskFull):
+        check_disk(tmp_path, [free // 2], 0, compared=3 * (free // 2))
+    check_disk(tmp_path, [free // 2], 0, compared=free // 4)
+
+
 def test_two_levels_at_a_time_and_the_baseline_must_fit(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     third, slack = free // 3, 64 << 20  # the disk is shared with whatever else runs here
