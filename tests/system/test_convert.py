@@ -140,14 +140,21 @@ def test_pickles_are_read_only_on_request_and_nothing_in_them_runs(nightpress: A
 
 @pytest.mark.slow
 @needs_extra
-def test_code_in_the_folder_does_not_run(nightpress: Any, tiny: Path, scripts: Path) -> None:
-    (tiny / "own.py").write_text(f"open({str(tiny / 'it-ran')!r}, 'w')\nclass Own: pass\n", encoding="utf-8")
-    for name, keys in (("config.json", ("AutoConfig", "AutoModelForCausalLM")), ("tokenizer_config.json",
-                                                                                 ("AutoTokenizer",))):
+def test_code_in_the_folder_does_not_run(nightpress: Any, tiny: Path, scripts: Path, tmp_path: Path) -> None:
+    gullible = Path(shutil.copytree(scripts, tmp_path / "llama.cpp"))
+    script = gullible / "convert_hf_to_gguf.py"
+    source = script.read_text(encoding="utf-8")
+    assert "import argparse\n" in source
+    script.write_text(source.replace("import argparse\n", (
+        "import argparse, pathlib, runpy, sys\n"
+        "[runpy.run_path(file) for file in pathlib.Path(sys.argv[1]).glob('*.py')]\n"
+    ), 1), encoding="utf-8")
+    (tiny / "own.py").write_text(f"open({str(tiny / 'it-ran')!r}, 'w').close()\nclass Own: pass\n", encoding="utf-8")
+    for name, maps in (("config.json", {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}),
+                       ("tokenizer_config.json", {"AutoTokenizer": ["own.Own", None]})):
         fields = json.loads((tiny / name).read_text(encoding="utf-8"))
-        fields["auto_map"] = {key: "own.Own" if key != "AutoTokenizer" else ["own.Own", None] for key in keys}
-        (tiny / name).write_text(json.dumps(fields), encoding="utf-8")
-    nightpress("convert", str(tiny), "--llama-cpp", str(scripts))
+        (tiny / name).write_text(json.dumps({**fields, "auto_map": maps}), encoding="utf-8")
+    nightpress("convert", str(tiny), "--llama-cpp", str(gullible))
     assert not (tiny / "it-ran").exists()
 
 
