@@ -163,9 +163,16 @@ def _engine(_job: Job, pipe: Pipe) -> None:
     pipe.emit(Finished(None, "", asdict(native.build()) | {"id": native.build().id, "gpu": native.supports_gpu()}))
 
 
+def _conversion(job: Job, pipe: Pipe) -> None:
+    from loops.finetune import jobs
+
+    pipe.emit(Finished(None, "", jobs.JOBS[job["job"]](job, pipe.emit)))
+
+
 JOBS: dict[str, Callable[[Job, Pipe], None]] = {
     "press": _press, "probe": _probe, "smoke": _smoke, "inspect": _inspect, "levels": _levels, "engine": _engine,
-    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count}
+    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count,
+    **dict.fromkeys(("stage", "convert", "read", "agree", "verify"), _conversion)}
 
 
 def main() -> int:

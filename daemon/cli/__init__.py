@@ -10,6 +10,7 @@ from daemon.cli import (
     calibration,
     config,
     control,
+    convert,
     daemon,
     engine,
     explain,
@@ -32,8 +33,8 @@ app = typer.Typer(
     help="Press language models: quantize level by level, measure each against the original, promote the smallest "
          "that holds.")
 
-GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, calibration,
-          feelings, ledger, engine)
+GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, convert,
+          calibration, feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 
