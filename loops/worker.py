@@ -128,6 +128,12 @@ def _count(job: Job, pipe: Pipe) -> None:
     pipe.emit(Finished(None, "", count_sources(Path(job["model"]), Path(job["folder"]), job["sources"])))
 
 
+def _lengths(job: Job, pipe: Pipe) -> None:
+    from loops.engine.lengths import measure
+
+    pipe.emit(Finished(None, "", measure(Path(job["model"]), job["texts"])))
+
+
 def _write(job: Job, pipe: Pipe) -> None:
     from loops.engine.generate import Sampling
     from loops.engine.options import EngineOptions
@@ -165,7 +171,7 @@ def _engine(_job: Job, pipe: Pipe) -> None:
 
 JOBS: dict[str, Callable[[Job, Pipe], None]] = {
     "press": _press, "probe": _probe, "smoke": _smoke, "inspect": _inspect, "levels": _levels, "engine": _engine,
-    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count}
+    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count, "lengths": _lengths}
 
 
 def main() -> int:

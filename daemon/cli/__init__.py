@@ -11,6 +11,7 @@ from daemon.cli import (
     config,
     control,
     daemon,
+    dataset,
     engine,
     explain,
     feelings,
@@ -33,7 +34,7 @@ app = typer.Typer(
          "that holds.")
 
 GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, calibration,
-          feelings, ledger, engine)
+          dataset, feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 

@@ -1,0 +1,1 @@
+"""From raw text to a model worth pressing: datasets, fine-tuning, merging, conversion."""
