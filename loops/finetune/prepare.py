@@ -17,7 +17,7 @@ from loops.finetune.records import Row, convert, recognise
 from loops.finetune.sources import MANIFEST, SPLITS, Source
 from loops.finetune.validation import ERROR, Finding
 from state.faults import failpoint
-from state.files import explained, make_folder, sha256_file, write_atomic
+from state.files import StateUnwritable, explained, make_folder, sha256_file, write_atomic
 
 VERSION = 1  #: of the manifest
 
@@ -120,8 +120,12 @@ def write(prepared: Prepared, folder: Path) -> dict[str, Any]:
     Raises:
         DiskFull, StateUnwritable: it cannot be written; the files that were finished stay.
     """
+    try:
+        with explained(folder):
+            make_folder(folder, 0o755)
+    except FileNotFoundError as problem:  # where no folder can be made, as in /proc
+        raise StateUnwritable(f"The folder {folder} cannot be made; name another.") from problem
     with explained(folder):
-        make_folder(folder, 0o755)
         (folder / MANIFEST).unlink(missing_ok=True)
         written = {}
         for name, rows in prepared.splits.items():

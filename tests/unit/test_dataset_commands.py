@@ -20,6 +20,7 @@ from loops.finetune import faults, prepare
 from loops.finetune.sample import TASKS, generate
 from loops.starter import STARTER_GGUF
 from state.faults import NightpressError
+from state.files import StateUnwritable
 
 PROGRAM = """
 import typer
@@ -176,6 +177,13 @@ def test_wrong_orders_are_one_sentence_and_write_nothing(
     assert type(problem) is kind
     assert told in str(problem)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["file/below", "/proc/none"])
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    problem = refusal("prepare", "--domain", "legal", "--sample", "-o", tmp_path / place)
+    assert type(problem) is StateUnwritable
 
 
 @pytest.mark.parametrize(("content", "code"), [
