@@ -135,6 +135,9 @@ class Settings(BaseModel):
     on_battery: bool = Field(Limits.on_battery, description="work on battery too")
     hours: str = Field(Limits.hours, description="local times to work in, such as 22:00-07:00,12:30-13:30")
 
+    dataset_steps: tuple[str, ...] = Field(
+        (), description="cleaning steps of a dataset, in order; the usual ones unless set")
+
     level_timeout_s: float = Field(86_400, ge=0, description="of work that one level may take; 0 for no limit")
     retry_after_s: float = Field(60, gt=0, description="before another attempt; four times longer each time")
     max_attempts: int = Field(5, ge=1, description="attempts of a job without progress before it is given up")

@@ -128,6 +128,12 @@ def _count(job: Job, pipe: Pipe) -> None:
     pipe.emit(Finished(None, "", count_sources(Path(job["model"]), Path(job["folder"]), job["sources"])))
 
 
+def _lengths(job: Job, pipe: Pipe) -> None:
+    from loops.engine.lengths import measure
+
+    pipe.emit(Finished(None, "", measure(Path(job["model"]), job["texts"])))
+
+
 def _write(job: Job, pipe: Pipe) -> None:
     from loops.engine.generate import Sampling
     from loops.engine.options import EngineOptions
@@ -163,7 +169,7 @@ def _engine(_job: Job, pipe: Pipe) -> None:
     pipe.emit(Finished(None, "", asdict(native.build()) | {"id": native.build().id, "gpu": native.supports_gpu()}))
 
 
-def _conversion(job: Job, pipe: Pipe) -> None:
+def _finetune(job: Job, pipe: Pipe) -> None:
     from loops.finetune import jobs
 
     pipe.emit(Finished(None, "", jobs.JOBS[job["job"]](job, pipe.emit)))
@@ -171,8 +177,8 @@ def _conversion(job: Job, pipe: Pipe) -> None:
 
 JOBS: dict[str, Callable[[Job, Pipe], None]] = {
     "press": _press, "probe": _probe, "smoke": _smoke, "inspect": _inspect, "levels": _levels, "engine": _engine,
-    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count,
-    **dict.fromkeys(("stage", "convert", "read", "agree", "verify"), _conversion)}
+    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count, "lengths": _lengths,
+    **dict.fromkeys(("stage", "convert", "read", "agree", "verify"), _finetune)}
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from daemon.cli import (
     control,
     convert,
     daemon,
+    dataset,
     engine,
     explain,
     feelings,
@@ -33,8 +34,8 @@ app = typer.Typer(
     help="Press language models: quantize level by level, measure each against the original, promote the smallest "
          "that holds.")
 
-GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, convert,
-          calibration, feelings, ledger, engine)
+GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, dataset,
+          convert, calibration, feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 

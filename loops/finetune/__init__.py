@@ -1,1 +1,1 @@
-"""From raw text to a model worth pressing: data, training, merging, conversion, parity."""
+"""From raw text to a model worth pressing: datasets, training, merging, conversion, parity."""

@@ -1,0 +1,156 @@
+"""Which texts say much the same: exact up to some thousands, beyond that by MinHash, and then checked exactly.
+
+The similarity of two texts is the Jaccard similarity of their sets of three words in a row: what both have over what
+either has. Up to FEW texts all pairs that share anything are compared, so nothing similar is missed and no library is
+needed. Beyond, candidates come from MinHash and locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman and
+Ullman, Mining of Massive Datasets, chapter 3; library datasketch) and each is then measured exactly; a pair just at the
+threshold may be missed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from calibration_data.checks import words
+from loops.finetune.extra import require
+from loops.finetune.records import Row
+
+FEW = 2000  #: texts up to which all are compared
+NEAR = 0.7  #: similarity from which two texts are near-duplicates, unless told
+SHINGLE = 3  #: words in a row; of answers of twenty words one changed word leaves 0.7
+LONG_ANSWER = 8  #: words from which two equal answers are no coincidence, as `yes` is
+
+_PERMUTATIONS = 128
+_WEIGHTS = (0.1, 0.9)  #: how bad a needless comparison is against a missed one, to choose the bands by
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts by their places, the first one first, and their similarity from 0 to 1."""
+
+    first: int
+    second: int
+    similarity: float
+
+
+def shingles(text: str) -> frozenset[tuple[str, ...]]:
+    """Return all runs of SHINGLE words of a text, or all its words where there are fewer; nothing where it has none."""
+    found = words(text)
+    if not found:
+        return frozenset()
+    return frozenset(tuple(found[start:start + SHINGLE]) for start in range(max(1, len(found) - SHINGLE + 1)))
+
+
+def similarity(one: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
+    """Return the Jaccard similarity of two sets; 0 where one is empty."""
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared) if shared else 0.0
+
+
+def near_pairs(texts: Sequence[str], threshold: float = NEAR) -> list[Pair]:
+    """Return the pairs of texts that are at least so similar, in order.
+
+    Raises:
+        TrainExtraMissing: there are more than FEW texts, and datasketch is not installed.
+    """
+    return sorted(_compare_all(texts, threshold) if len(texts) <= FEW else _by_minhash(texts, threshold),
+                  key=lambda pair: (pair.second, pair.first))
+
+
+def _compare_all(texts: Sequence[str], threshold: float) -> Iterator[Pair]:
+    sets = [shingles(text) for text in texts]
+    places: dict[tuple[str, ...], list[int]] = {}
+    for second, mine in enumerate(sets):
+        shared = Counter(first for shingle in mine for first in places.get(shingle, ()))
+        for first, count in shared.items():
+            found = count / (len(mine) + len(sets[first]) - count)
+            if found >= threshold:
+                yield Pair(first, second, found)
+        for shingle in mine:
+            places.setdefault(shingle, []).append(second)
+
+
+def _by_minhash(texts: Sequence[str], threshold: float) -> Iterator[Pair]:
+    require(f"Comparing more than {FEW} rows", "datasketch")
+    from datasketch import MinHash, MinHashLSH
+
+    kept = lru_cache(maxsize=4 * FEW)(lambda number: shingles(texts[number]))
+    index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, weights=_WEIGHTS)
+    said = ([" ".join(shingle).encode() for shingle in sorted(shingles(text))] for text in texts)
+    for second, sketch in enumerate(MinHash.generator(said, num_perm=_PERMUTATIONS, seed=1)):
+        mine = kept(second)
+        if not mine:
+            continue
+        for first in index.query(sketch):
+            found = similarity(kept(first), mine)
+            if found >= threshold:
+                yield Pair(first, second, found)
+        index.insert(second, sketch)
+
+
+def exact_duplicates(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """Return the place of each row that says, but for case and white space, just what one before says, and of that."""
+    seen: dict[tuple[tuple[str, str], ...], int] = {}
+    found = []
+    for number, row in enumerate(rows):
+        key = tuple((turn.role, " ".join(turn.text.casefold().split())) for turn in row.spoken)
+        first = seen.setdefault(key, number)
+        if first != number:
+            found.append((number, first))
+    return found
+
+
+def near_duplicates(rows: Sequence[Row], threshold: float = NEAR) -> list[Pair]:
+    """Return the pairs of rows that are near-duplicates: near with their context, and near without it.
+
+    So several questions about one context are none, and neither is one question about several contexts.
+    """
+    return [pair for pair in near_pairs([row.text for row in rows], threshold)
+            if similarity(shingles(rows[pair.first].said), shingles(rows[pair.second].said)) >= threshold]
+
+
+def same_answers(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """Return each row with an answer of LONG_ANSWER words or more that one before gives, and the place of that."""
+    seen: dict[str, int] = {}
+    found = []
+    for number, row in enumerate(rows):
+        said = words(row.answer)
+        if len(row.turns) > 1 and len(said) >= LONG_ANSWER:
+            first = seen.setdefault(" ".join(said), number)
+            if first != number:
+                found.append((number, first))
+    return found
+
+
+def groups(rows: Sequence[Row], threshold: float = NEAR) -> list[list[int]]:
+    """Return rows that must not be parted, by place: near each other, about the same context, or of the same answer.
+
+    What is near the same row is in one group, though not near each other. Groups and rows are in order.
+    """
+    parent = list(range(len(rows)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = parent[number]
+        return number
+
+    def join(one: int, other: int) -> None:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+
+    contexts: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        if row.context:
+            join(number, contexts.setdefault(" ".join(row.context.split()), number))
+    for second, first in (*same_answers(rows), *exact_duplicates(rows)):
+        join(first, second)
+    for pair in near_pairs([row.text for row in rows], threshold):
+        join(pair.first, pair.second)
+    found: dict[int, list[int]] = {}
+    for number in range(len(rows)):
+        found.setdefault(root(number), []).append(number)
+    return list(found.values())
