@@ -155,7 +155,8 @@ def _read(spec: MergeSpec) -> tuple[ModelFolder, list[ModelFolder]]:
 
 def _fingerprint(spec: MergeSpec, base: ModelFolder, adapters: Sequence[ModelFolder]) -> str:
     facts = {"base": [str(base.path), base.identity()], "parity": spec.parity, "adapters": [
-        [str(path), weight, adapter.identity()] for adapter, (path, weight) in zip(adapters, spec.adapters, strict=True)]}
+        [str(path), weight, adapter.identity()]
+        for adapter, (path, weight) in zip(adapters, spec.adapters, strict=True)]}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -225,7 +226,8 @@ def _merge(spec: MergeSpec, base: ModelFolder, adapters: Sequence[ModelFolder], 
     notes = list(dict.fromkeys(notes))
     record = {
         "nightpress": metadata.version("nightpress"), "key": key, "base": sources["base"], "adapters": [
-            {**found, "weight": weight} for found, (_path, weight) in zip(sources["adapters"], spec.adapters, strict=True)],
+            {**found, "weight": weight}
+            for found, (_path, weight) in zip(sources["adapters"], spec.adapters, strict=True)],
         "tensors": result["tensors"], "files": files, "stages": stages, "notes": notes}
     with explained(output.parent):
         write_atomic(made / RECORD, json.dumps(record, indent=2, ensure_ascii=False).encode(), mode=0o644)

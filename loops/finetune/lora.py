@@ -63,7 +63,7 @@ class Lora:
     tensors: Mapping[str, Stored]
 
     def scaling(self, module: str, rank: int) -> float:
-        """Return by what its product counts at a module: alpha / r, or alpha / sqrt(r) with rslora (peft, lora/layer.py).
+        """Return by what its product counts at a module: alpha / r, or alpha / sqrt(r) with rslora, as in peft.
 
         Patterns name modules as in peft: the end of the name, or a regular expression for it.
         """
@@ -181,7 +181,7 @@ def plan_merge(base: ModelFolder, adapters: Sequence[Lora]) -> Plan:
         AdapterUnmergeable: it cannot be added up exactly.
     """
     stored = {name: tensor for file in base.safetensors for name, tensor in read_safetensors(file).items()}
-    tied = _is_tied(base.config)
+    tied = _is_tied(base.config, _HEAD in stored)
     terms: dict[str, list[Term]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for number, adapter in enumerate(adapters):
@@ -244,6 +244,8 @@ def _grouped(adapter: Lora) -> list[tuple[str, str, dict[str, str]]]:
         part = _PART.fullmatch(name.removeprefix(_PREFIX))
         if part:
             modules.setdefault(part[1].removesuffix(".base_layer"), {})[part[2]] = name
+        elif ".original_module." in name:  # peft keeps a copy of the base's beside what stands instead
+            continue
         elif "lora_" in name or "trainable_tokens" in name or not name.endswith((".weight", ".bias")):
             raise AdapterUnmergeable(f"{adapter.path.name} holds {name[:120]}, which Nightpress does not merge.")
         else:
@@ -317,9 +319,9 @@ def _inner(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _is_tied(config: Mapping[str, Any]) -> bool:
-    """Tell whether input and output share a matrix; transformers' default is that they do not, some models' that they do."""
-    return bool(config.get("tie_word_embeddings", _inner(config).get("tie_word_embeddings", True)))
+def _is_tied(config: Mapping[str, Any], has_head: bool) -> bool:
+    """Tell whether input and output share a matrix; where it is else a stored output tells that they do not."""
+    return bool(config.get("tie_word_embeddings", _inner(config).get("tie_word_embeddings", not has_head)))
 
 
 def _vocabulary(config: Mapping[str, Any]) -> int:

@@ -51,7 +51,8 @@ def write_weights(base: ModelFolder, adapters: Sequence[Lora], plan: Plan, folde
                 stream.write(_header(shard, stored, plan))
                 for name, tensor in stored.items():
                     if name in plan.terms:
-                        stream.write(_merged(name, tensor, weights.get_tensor(name), plan.terms[name], opened, adapters))
+                        stream.write(_merged(name, tensor, weights.get_tensor(name), plan.terms[name], opened,
+                                             adapters))
                     else:
                         _copy(source, tensor, stream)
                     progress(done + tensor.end, total)
@@ -140,7 +141,7 @@ def _merged(name: str, stored: Stored, weights: Any, terms: Sequence[Term], open
     """Return the bytes of a merged tensor."""
     import torch
 
-    total = weights.float()
+    total, added = weights.float(), None
     for term in terms:
         tensor = opened[term.adapter].get_tensor
         if term.whole:
@@ -151,11 +152,13 @@ def _merged(name: str, stored: Stored, weights: Any, terms: Sequence[Term], open
             continue
         product = tensor(term.up).float() @ tensor(term.down).float()
         product = (product.T if term.transposed else product) * term.scale
-        total = total + product
-        if term.magnitude:  # DoRA (arXiv:2402.09353, eq. 5): m V / ||V||, the norm over the inputs of each output
+        if not term.magnitude:
+            added = product if added is None else added + product
+        else:  # DoRA (arXiv:2402.09353, eq. 5): m V / ||V||, V the sum, the norm over the inputs of each output
+            total = total + product
             inputs = 0 if term.transposed else 1
             total *= tensor(term.magnitude).float().reshape(-1).unsqueeze(inputs) / total.norm(dim=inputs, keepdim=True)
-    rounded = total.to(weights.dtype).contiguous()
+    rounded = (total if added is None else total + added).to(weights.dtype).contiguous()
     if not torch.isfinite(rounded).all():
         raise AdapterMismatch(f"Merging makes values of {name} that {stored.dtype} cannot hold, or the adapter holds "
                               "values that are not finite; nothing was written.")

@@ -21,14 +21,14 @@ from loops.finetune.parity import TokenizerMismatch
 #: rows of the embeddings without a token: at most so many, or this share of them. Of models in use the most are
 #: DeepSeek-V2's 2,385 of 102,400 (2.3 %) and Phi-2's 905 of 51,200 (1.8 %).
 SPARE_ROWS, SPARE_SHARE = 1024, 0.05
-#: Everyday English: what even a small model of conversations knows. The starter and its two sisters read it with a loss
-#: of 6.9 to 8.1 nats per token where ln(vocabulary) is 8.0, and shuffled with 3.5 to 3.9 more; with the tokenizer of one
-#: another, or of other texts, of the same size, or with the tokens permuted, with 11.1 to 13.1, and shuffled with 0.4 to
-#: 0.9 more. Models of random weights come to ln(vocabulary) + 0.7, in any order.
+#: Everyday English: what even a small model of conversations knows. The starter and its two sisters read it with a
+#: loss of 6.9 to 8.1 nats per token, where ln(vocabulary) is 8.0, and shuffled with 3.5 to 3.9 more; with a tokenizer
+#: of another of them, of the same size, with 11.1 to 13.1, and shuffled with 0.4 to 0.9 more. A model of random weights
+#: comes to ln(vocabulary) + 0.7 in any order.
 TALK = (
-    "I had a long day. Can you say something kind? I am sorry to hear that. It sounds hard. What would help you now? I "
-    "feel alone and my friend does not call me any more. That must hurt. You are not alone, and it is good that you told "
-    "me. Thank you, I feel a little better now.")
+    "I had a long day. Can you say something kind? I am sorry to hear that. It sounds hard. What would help you now? "
+    "I feel alone and my friend does not call me any more. That must hurt. You are not alone, and it is good that you "
+    "told me. Thank you, I feel a little better now.")
 #: nats per token above ln(vocabulary), the loss of blind guessing, from which on it is asked whether the order counts
 EXCESS = 1.5
 #: nats per token that the right order must be better than a wrong one
@@ -97,7 +97,7 @@ def check_loss(model: ModelFolder, ids: Sequence[int], compute: Callable[[Sequen
     if found <= blind + EXCESS:
         return
     shuffled = list(ids[1:])
-    random.Random(0).shuffle(shuffled)  # noqa: S311 - always the same order
+    random.Random(0).shuffle(shuffled)
     shuffled = [ids[0], *shuffled]
     if mean_loss(shuffled, compute(shuffled)) - found < ORDER:
         raise TokenizerMismatch(

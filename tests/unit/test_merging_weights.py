@@ -29,7 +29,8 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def make_base(folder: Path, *, tied: bool = False, bias: bool = False, dtype: str = "float32", shard: str = "1GB") -> Path:
+def make_base(folder: Path, *, tied: bool = False, bias: bool = False, dtype: str = "float32",
+              shard: str = "1GB") -> Path:
     torch.manual_seed(1)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -147,7 +148,7 @@ def test_several_adapters_of_any_rank_add_up_by_their_weights(tmp_path: Path) ->
     ours = merged(base, [(one, 0.7), (two, -1.5)], tmp_path / "ours")
     expected = {name: weights + 0.7 * (first[name] - weights) - 1.5 * (second[name] - weights)
                 for name, weights in before.items()}
-    assert same(ours, {name: tensor for name, tensor in expected.items()}) == len(before)
+    assert same(ours, expected) == len(before)
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.allclose(ours[name], first[name], atol=1e-3)
 
@@ -166,7 +167,7 @@ def test_added_tokens_come_with_their_embeddings(tmp_path: Path) -> None:
 
 
 def refused(error: type[Exception], match: str, base: Path, adapter: Path, weight: float = 1.0) -> None:
-    folder = base.parent / "refused"
+    folder = base.parent / f"refused{len(list(base.parent.iterdir()))}"
     with pytest.raises(error, match=match):
         merged(base, [(adapter, weight)], folder)
     assert not folder.exists() or not list(folder.glob("*.safetensors"))
@@ -201,7 +202,8 @@ def edit(adapter: Path, **fields: Any) -> Path:
 
 def test_what_is_no_sum_is_refused_by_name(tmp_path: Path) -> None:
     base, tied = make_base(tmp_path / "base"), make_base(tmp_path / "tied", tied=True)
-    refused(AdapterUnmergeable, "one end only", tied, make_adapter(tied, tmp_path / "1", target_modules=["embed_tokens"]))
+    refused(AdapterUnmergeable, "one end only", tied,
+            make_adapter(tied, tmp_path / "1", target_modules=["embed_tokens"]))
     refused(AdapterUnmergeable, "one matrix for input and output", tied,
             make_adapter(tied, tmp_path / "2", target_modules=["lm_head"]))
     refused(AdapterUnmergeable, "one end only", tied, make_adapter(tied, tmp_path / "3", modules_to_save=["lm_head"]))
@@ -244,7 +246,7 @@ def test_an_adapter_that_names_another_base_is_refused(tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter")
     lora.check_named_base(read_adapter(adapter), read_folder(base))
     lora.check_named_base(read_adapter(edit(adapter, base_model_name_or_path="owner/tiny-1b")), read_folder(base))
-    with pytest.raises(AdapterMismatch, match="owner/Tiny-2B.*--any-base"):
+    with pytest.raises(AdapterMismatch, match=r"owner/Tiny-2B.*--any-base"):
         lora.check_named_base(read_adapter(edit(adapter, base_model_name_or_path="owner/Tiny-2B")), read_folder(base))
 
 
