@@ -31,6 +31,7 @@ from loops.finetune.model_folder import (
     is_legacy,
     read_adapter,
     read_folder,
+    weight_types,
 )
 from loops.finetune.parity import ParityFailed, TokenizerMismatch
 from loops.pass1.single import OutputThere
@@ -218,7 +219,8 @@ def _check_room(spec: ConvertSpec, models: Mapping[str, ModelFolder], work: Path
     Raises:
         DiskFull: with what is needed and what is free.
     """
-    width = 4 if spec.outtype == "f32" else 2
+    wide = spec.outtype == "auto" and any("F32" in weight_types(model) for model in models.values())
+    width = 4 if spec.outtype == "f32" or wide else 2
     needed = sum(model.forecast_bytes(width) for role, model in models.items()
                  if role == "model" or is_adapter(spec.source))
     needed += sum(model.n_bytes for model in models.values() if model.pickles)
@@ -246,10 +248,10 @@ def _convert_folder(spec: ConvertSpec, models: Mapping[str, ModelFolder], script
     outtype, base = spec.outtype, {}
     if main == "adapter":  # the script fails on `auto`; an adapter is small, and F32 loses nothing
         outtype, base = "f32" if outtype == "auto" else outtype, {"base": staged["base"]}
-    steps.run("converted", {**common, "staged": staged[main], "target": str(made), "outtype": outtype,
-                            "what": "converting", **base}, made.is_file)
+    notes = steps.run("converted", {**common, "staged": staged[main], "target": str(made), "outtype": outtype,
+                                    "what": "converting", **base}, made.is_file).get("notes", [])
     if not spec.parity:
-        return made, [], ["Not compared with the original, as asked."]
+        return made, [], [*notes, "Not compared with the original, as asked."]
     engine = asdict(EngineOptions(threads=steps.settings.threads,
                                   extra_buffers=probe(steps.settings.state_dir, steps.grip).extra_buffers))
     stages: list[dict[str, Any]] = []
@@ -268,7 +270,7 @@ def _convert_folder(spec: ConvertSpec, models: Mapping[str, ModelFolder], script
                                      "what": "converting the base, to compare"}, under.is_file)
         stages.append(steps.run_always({"job": "agree", "stage": "conversion of the adapter", "first": str(together),
                                         "gguf": str(under), "adapter": str(made), "options": engine}))
-    return made, stages, list(dict.fromkeys(note for stage in stages for note in stage["notes"]))
+    return made, stages, list(dict.fromkeys([*notes, *(note for stage in stages for note in stage["notes"])]))
 
 
 def read_form(steps: Steps, name: str, staged: str, adapters: Sequence[tuple[str, float]] = (),

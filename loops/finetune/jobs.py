@@ -13,6 +13,7 @@ from loops.engine.model import check_finite, load_model
 from loops.engine.options import EngineOptions
 from loops.events import Event, Progress
 from loops.finetune import converter, lora, merging, parity, reading, tokenizer_fit
+from loops.finetune import outtype as outtypes
 from loops.finetune.extra import CONVERTING, require
 from loops.finetune.model_folder import (
     PickledWeights,
@@ -70,7 +71,10 @@ def convert(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     scripts = converter.Converter(Path(job["converter"]), job["version"])
     source, target = Path(job["staged"]), Path(job["target"])
     partial = target.with_name(f"{target.name}.part")
-    output = ["--outfile", str(partial), "--outtype", job["outtype"]]
+    outtype, notes = job["outtype"], ()
+    if "legacy" not in job and "base" not in job:
+        outtype, notes = outtypes.choose(read_folder(source), outtype, _report(emit, "looking at the weights"))
+    output = ["--outfile", str(partial), "--outtype", outtype]
     report = _report(emit, job["what"])
     if "legacy" in job:
         script, arguments = converter.LEGACY_SCRIPT, ["--input", str(source), "--output", str(partial), *job["legacy"]]
@@ -95,7 +99,7 @@ def convert(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     finally:
         partial.unlink(missing_ok=True)
         shutil.rmtree(target.parent / "home", ignore_errors=True)
-    return {"type": read_header(target).dominant_type}
+    return {"type": read_header(target).dominant_type, "notes": list(notes)}
 
 
 def _check_made(file: Path) -> None:

@@ -320,7 +320,7 @@ def _inner(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_tied(config: Mapping[str, Any], has_head: bool) -> bool:
-    """Tell whether input and output share a matrix; where it is else a stored output tells that they do not."""
+    """Tell whether input and output share a matrix; or else by whether there is an output of its own."""
     return bool(config.get("tie_word_embeddings", _inner(config).get("tie_word_embeddings", not has_head)))
 
 
