@@ -22,6 +22,7 @@ from daemon.intake import Order, name_of, plan_for
 from daemon.promotion import check_promotable, promote
 from daemon.service import Service
 from daemon.settings import ModelEntry
+from daemon.sources import check_folder
 from daemon.summary import summarise
 from daemon.watchdog import Reading, State
 from loops.engine.options import EngineOptions
@@ -120,7 +121,9 @@ class Desk:
             path = Path(wanted.path)
             if not path.is_absolute():
                 raise OrderRefused(f"{wanted.path} is not an absolute path, and the service stands in another folder.")
-            if not path.is_file():
+            if path.is_dir():
+                check_folder(path)
+            elif not path.is_file():
                 raise OrderRefused(f"There is no file {wanted.path}, or the service may not read it.")
             entry = ModelEntry(
                 path=path, name=check_name(wanted.name) if wanted.name else name_of(path),

@@ -15,7 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from daemon.errors import OrderRefused
 from daemon.settings import ModelEntry, Settings, config_dir
+from daemon.sources import check_folder
 from loops.engine.ladders import expand
+from loops.finetune.model_folder import CONFIG
 from loops.fingerprint import fingerprint
 from loops.pass1.criteria import parse_gates
 from loops.pass1.plan import PressPlan, parse_size
@@ -23,12 +25,15 @@ from state.faults import NightpressError
 from state.manifest import check_name, slug
 from state.records import JobSpec
 
-#: shards but the first, and what other programs are still writing
-_NOT_WHOLE = re.compile(r"-(?!00001)[0-9]{5}-of-[0-9]{5}\.gguf$|^\.|\.(part|tmp|download)\b", re.IGNORECASE)
+#: shards but the first, steps of a training, and what other programs are still writing
+_NOT_WHOLE = re.compile(r"-(?!00001)[0-9]{5}-of-[0-9]{5}\.gguf$|^\.|\.(part|tmp|download)\b|^checkpoint-[0-9]+$",
+                        re.IGNORECASE)
 
 
 def name_of(model: Path) -> str:
-    """Return the name a model goes by: its file's, without type and shard number."""
+    """Return the name a model goes by: its folder's, or its file's without type and shard number."""
+    if model.is_dir():
+        return slug(model.name)
     stem = re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", model.stem)
     return slug(re.sub(r"[._-](f16|bf16|f32|fp16|fp32)$", "", stem, flags=re.IGNORECASE))
 
@@ -117,7 +122,14 @@ Facts = tuple[tuple[int, int], ...]  #: size and time of each file of a model
 
 
 def _facts(path: Path) -> Facts | None:
-    """Return size and time of a model's file, of all its shards that are there; None when there is none."""
+    """Return size and time of a model's file, of all its shards or its folder that are there; None for no model."""
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+            found = [file.stat() for file in files]
+            if (path / CONFIG).is_file() and any(file.suffix == ".safetensors" for file in files):
+                return tuple((one.st_size, one.st_mtime_ns) for one in found)
+        return None
     shards = re.fullmatch(r"(.+-)00001(-of-[0-9]{5}\.gguf)", path.name, re.IGNORECASE | re.DOTALL)
     files = [path]
     if shards is not None:
@@ -155,7 +167,9 @@ def reevaluations(deployed: Mapping[str, Mapping[str, Any] | None]) -> Iterator[
         if spec is not None:
             with contextlib.suppress(OrderRefused):  # of a version that knew other parts of a plan
                 plan = _plan({key: value for key, value in spec.items() if key != "facts"})
-            plan = plan if plan is not None and plan.model_path.is_file() and not plan.judge else None
+            if plan is not None and plan.source:  # the folder stayed, and what was converted of it need not have
+                plan = replace(plan, model=str(plan.source.get("folder", plan.model)), source={})
+            plan = plan if plan is not None and plan.model_path.exists() and not plan.judge else None
         yield JobSpec(name, "reevaluation", Order(plan, promoting=False, deployed=name).as_json(), priority=-100)
 
 
@@ -172,7 +186,7 @@ class Folders:
     judged: dict[Path, Facts] = field(default_factory=dict)
 
     def scan(self, settings: Settings, now_s: float) -> Iterator[JobSpec]:
-        """Yield a job for every unquantized GGUF that settled since the last scan.
+        """Yield a job for every unquantized GGUF, and every Hugging Face folder, that settled since the last scan.
 
         Quantized files, broken ones and later shards are passed over: a folder of models is full of them. A
         file counts as looked into once whoever takes the job asks for the next.
@@ -180,8 +194,10 @@ class Folders:
         ours = {_real(folder) for folder in (settings.deploy, settings.blobs, settings.scratch, settings.state_dir)}
         there: set[Path] = set()
         for folder in settings.watch:
-            for path in sorted(folder.rglob("*.[gG][gG][uU][fF]")):
-                if _NOT_WHOLE.search(path.name) or ours & set(_real(path).parents):
+            models = [file.parent for file in folder.rglob(CONFIG)]
+            for path in sorted([*folder.rglob("*.[gG][gG][uU][fF]"), *models]):
+                hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+                if hidden or _NOT_WHOLE.search(path.name) or ours & {_real(path), *_real(path).parents}:
                     continue
                 there.add(path)
                 facts = _facts(path)
@@ -205,6 +221,9 @@ def _is_original(path: Path) -> bool:
     from loops.engine.gguf_header import any_quantized
 
     try:
+        if path.is_dir():
+            check_folder(path)
+            return True
         return not any_quantized(check_model(path).tensors)
     except (NightpressError, OSError):
         return False

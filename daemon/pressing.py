@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from daemon.engine import probe
 from daemon.grip import Grip
 from daemon.judging import check_judge, choose_again, judge_run
 from daemon.promotion import promote
 from daemon.settings import Settings
+from daemon.sources import clean, converted
 from daemon.summary import write_summary
 from daemon.supervisor import Pressing, Show
 from loops.engine.options import EngineOptions
-from loops.events import Note, Progress
+from loops.events import Event, Note, Progress
 from loops.pass1.plan import PressPlan
 from state.backup import write_backup
 from state.check import tidy
@@ -33,7 +35,8 @@ def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, grip:
     Args:
         ledger: open for writing.
         settings: where things lie.
-        plan: what to press; its engine options are completed by what the probe found.
+        plan: what to press; its engine options are completed by what the probe found, and a Hugging Face folder is
+            converted first.
         show: is shown every event.
         grip: by which it is stopped for a while, or ended; ended, it can be resumed.
         promoting: release the chosen level.
@@ -49,6 +52,15 @@ def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, grip:
     with explained(settings.output):
         make_folder(settings.output, 0o755)
     tidy(ledger, settings.deploy)
+    source: Mapping[str, Any] = {}
+    if plan.model_path.is_dir():
+        def shown(event: Event) -> None:  # how far a conversion is says nothing of the run
+            show(replace(event, done=0.0) if isinstance(event, Progress) else event)
+
+        file, source = converted(plan.model_path, settings, grip, shown)
+        ledger.record_event("model.converted", None, None, dict(source))
+        plan = replace(plan, model=str(file))
+    plan = replace(plan, source=source)
     options = EngineOptions(threads=settings.threads, gpu_layers=settings.gpu_layers, extra_buffers=False)
     if not plan.simulate:
         show(Progress("looking at this CPU", "", 0, 1))
@@ -77,4 +89,5 @@ def press(ledger: Ledger, settings: Settings, plan: PressPlan, show: Show, grip:
         raise
     ledger.record_event("run.finished", run_id, None, {"chosen": chosen, "reason": reason})
     write_backup(ledger, settings.keep_backups)
+    clean(settings)
     return run_id

@@ -18,6 +18,7 @@ from daemon.cli import (
     feelings,
     ledger,
     make,
+    merge,
     queue,
     recipe,
     releases,
@@ -35,7 +36,7 @@ app = typer.Typer(
          "that holds.")
 
 GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, dataset,
-          convert, calibration, feelings, ledger, engine)
+          convert, merge, calibration, feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.options import AsJson, StateDir, print_json
+from daemon.cli.options import MODEL, AsJson, StateDir, print_json
 
 if TYPE_CHECKING:
     from daemon.settings import Settings
@@ -45,7 +45,7 @@ def inspect(
 
 def levels(
     model: Annotated[Path | None, typer.Argument(
-        help="Sizes for this model. Default: the starter.", show_default=False)] = None,
+        help=f"Sizes for this model: {MODEL} Default: the starter.", show_default=False)] = None,
     context: Annotated[int | None, typer.Option(
         min=1, max=MAX_CONTEXT, show_default=False,
         help="Tokens of context to have room for. Default: 8192, or what the model was trained for.")] = None,
@@ -69,18 +69,19 @@ def levels(
     """
     import psutil
 
+    from daemon.cli.folders import gguf_of
     from daemon.settings import Settings
     from daemon.supervisor import run_job
     from loops.pass1.plan import parse_size
     from loops.starter import STARTER_GGUF
 
     settings = Settings.load(state_dir=state_dir)
-    path = model.expanduser().absolute() if model else STARTER_GGUF
     size, now = parse_size(ram) if ram else None, psutil.virtual_memory()
     room = {"total": size} if size else {"total": now.total, "free": now.available}
-    found = dict(run_job({"job": "levels", "model": str(path), "survey": {
-        "room": room, "cells": context or 0, "ladder": ladder, "task": task,
-        "measured": _measured(settings, path)}}, settings.state_dir).result)
+    with gguf_of(model or STARTER_GGUF, settings) as path:
+        found = dict(run_job({"job": "levels", "model": str(path), "survey": {
+            "room": room, "cells": context or 0, "ladder": ladder, "task": task,
+            "measured": _measured(settings, path)}}, settings.state_dir).result)
     if json:
         print_json(found)
     else:

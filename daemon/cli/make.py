@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.options import AsJson, StateDir, print_json
+from daemon.cli.options import MODEL, AsJson, StateDir, print_json
 
 if TYPE_CHECKING:
     from daemon.settings import Settings
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def imatrix(
     model: Annotated[Path, typer.Argument(
-        help="The unquantized GGUF; with --stats alone also an importance matrix, GGUF or .dat.")],
+        help=f"{MODEL} With --stats alone also an importance matrix, GGUF or .dat.")],
     domain: Domain = None,
     calibration: Calibration = None,
     merge: Annotated[list[Path] | None, typer.Option(
@@ -57,6 +57,7 @@ def imatrix(
     Without a domain the general text is read. Ctrl-C stops; the same command again goes on where it was.
     llama.cpp's own tools read the file.
     """
+    from daemon.cli.folders import gguf_of
     from daemon.intake import name_of
     from daemon.settings import Settings
 
@@ -65,10 +66,11 @@ def imatrix(
     if stats and not (domain or calibration or merge or output) and _is_matrix(path):
         found = _run({"job": "imatrix", "file": str(path)}, settings)
     else:
-        target = (output or Path(f"{name_of(path)}-imatrix.gguf")).expanduser().absolute()
-        plan = _plan(settings, path, target, domain, calibration, replace=force, chunks=chunks,
-                     merge=tuple(str(file.expanduser().absolute()) for file in merge or ()))
-        found = _run({"job": "imatrix", "plan": plan.as_json()}, settings)
+        with gguf_of(model, settings) as path:
+            target = (output or Path(f"{name_of(path)}-imatrix.gguf")).expanduser().absolute()
+            plan = _plan(settings, path, target, domain, calibration, replace=force, chunks=chunks,
+                         merge=tuple(str(file.expanduser().absolute()) for file in merge or ()))
+            found = _run({"job": "imatrix", "plan": plan.as_json()}, settings)
     if json:
         print_json(found)
         return
@@ -112,7 +114,7 @@ def _print_statistics(found: dict[str, Any]) -> None:
 
 
 def quantize(
-    model: Annotated[Path, typer.Argument(help="The unquantized GGUF, or the first of its shards.")],
+    model: Annotated[Path, typer.Argument(help=MODEL)],
     level: Annotated[list[str] | None, typer.Option(
         "--level", metavar="LEVEL", show_default=False,
         help="Such as Q4_K_M or IQ2_XS; repeat, or give several with commas. Default: Q4_K_M.")] = None,
@@ -149,18 +151,19 @@ def quantize(
 
     if sum(given is not None for given in (level, target_size, target_bpw)) > 1:
         raise typer.BadParameter("Give one of --level, --target-size and --target-bpw.")
+    from daemon.cli.folders import gguf_of
     from daemon.cli.tables import console, megabytes, plain_table
     from daemon.settings import Settings
 
     settings = Settings.load(state_dir=state_dir, threads=threads)
-    path = model.expanduser().absolute()
-    plan = _plan(settings, path, output.expanduser().absolute(), domain, calibration, replace=force,
-                 levels=tuple(part.strip() for one in level or ["Q4_K_M"] for part in one.split(",") if part.strip()),
-                 target_bytes=parse_size(target_size) if target_size else 0, target_bits=target_bpw or 0.0,
-                 imatrix=str(imatrix.expanduser().absolute()) if imatrix else None,
-                 tool=str(quant_tool.expanduser().absolute()) if quant_tool else None,
-                 allow_requantize=allow_requantize)
-    files = _run({"job": "quantize", "plan": plan.as_json()}, settings)["files"]
+    wanted = tuple(part.strip() for one in level or ["Q4_K_M"] for part in one.split(",") if part.strip())
+    with gguf_of(model, settings) as path:
+        plan = _plan(settings, path, output.expanduser().absolute(), domain, calibration, replace=force, levels=wanted,
+                     target_bytes=parse_size(target_size) if target_size else 0, target_bits=target_bpw or 0.0,
+                     imatrix=str(imatrix.expanduser().absolute()) if imatrix else None,
+                     tool=str(quant_tool.expanduser().absolute()) if quant_tool else None,
+                     allow_requantize=allow_requantize)
+        files = _run({"job": "quantize", "plan": plan.as_json()}, settings)["files"]
     if json:
         print_json(files)
         return

@@ -13,6 +13,8 @@ StateDir = Annotated[Path | None, typer.Option(
                         "~/.local/state/nightpress.", show_default=False)]
 DeployDir = Annotated[Path | None, typer.Option(
     "--deploy-dir", help="Folder of the releases. Default: `deploy` in the state folder.", show_default=False)]
+MODEL = ("The unquantized GGUF, or the first of its shards; or a Hugging Face folder, the id of one that was pulled, "
+         "or hf:OWNER/NAME to pull it first.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daemon.cli.options import AsJson, StateDir, print_json
+from daemon.cli.options import MODEL, AsJson, StateDir, print_json
 
 if TYPE_CHECKING:
     from daemon.client import Client
@@ -42,7 +42,7 @@ def _tell(answer: dict[str, Any], as_json: bool) -> None:
 
 
 def add(
-    model: Annotated[Path, typer.Argument(help="The unquantized GGUF, or the first of its shards.")],
+    model: Annotated[Path, typer.Argument(help=MODEL)],
     target_size: Annotated[str, typer.Option(help="Levels larger than this are not built: 20GB, 800MB.")] = "24GB",
     max_degradation: Annotated[float, typer.Option(
         min=0.0, max=1.0, help="Largest loss of the score that passes, as a share.")] = 0.07,
@@ -64,18 +64,20 @@ def add(
 ) -> None:
     """Queue a model for the service; without one it waits in the ledger until a service runs."""
     from calibration_data.catalogue import Catalogue
+    from daemon.cli.folders import find
     from daemon.intake import Order, name_of, plan_for
     from daemon.settings import ModelEntry, config_dir
     from loops.engine.gguf_check import check_model
     from state.ledger import JobSpec, Ledger
     from state.manifest import check_name
 
-    path = model.expanduser().absolute()
-    check_model(path)
+    settings, client = _open(state_dir)
+    path = find(model, settings)
+    if path.is_file() or not path.exists():
+        check_model(path)
     for one in domain or ():
         Catalogue(config_dir() / "calibration").load(one)
     wanted = [part.strip() for part in (levels or "").split(",") if part.strip()]
-    settings, client = _open(state_dir)
     named = check_name(name) if name else name_of(path)
     entry = ModelEntry(path=path, name=named, target_size=target_size, max_degradation=max_degradation,
                        levels=tuple(wanted), gates=tuple(gate or ()), domains=tuple(domain or ()), strategy=strategy,

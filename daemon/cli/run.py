@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.options import AsJson, DeployDir, StateDir, print_json
+from daemon.cli.options import MODEL, AsJson, DeployDir, StateDir, print_json
 
 if TYPE_CHECKING:
     from daemon.client import Client
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def run(
     model: Annotated[Path | None, typer.Argument(
-        help="The unquantized GGUF: F32, F16 or BF16, or the first of its shards. Default: the starter model.",
+        help=f"{MODEL} Default: the starter model.",
         show_default=False)] = None,
     target_size: Annotated[str, typer.Option(
         help="Levels larger than this are not built: 20 (GB), 20GB, 800MB, 1.5GiB.")] = "24GB",
@@ -114,6 +114,7 @@ def run(
     on where it was. Where a service runs, it does the work, once the machine is idle or at once with
     --force; Ctrl-C then only ends the watching.
     """
+    from daemon.cli.folders import find
     from daemon.intake import name_of
     from daemon.settings import Settings, config_dir
     from loops.engine.ladders import expand
@@ -128,7 +129,7 @@ def run(
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}.", param_hint=option)
     parse_gates(gate or (), max_degradation)
     settings = Settings.load(state_dir=state_dir, deploy_dir=deploy_dir, output_dir=output_dir, threads=threads)
-    chosen = (model.expanduser() if model else STARTER_GGUF).absolute()
+    chosen = find(model, settings) if model else STARTER_GGUF.absolute()
     named = check_name(name) if name else "starter" if model is None else name_of(chosen)
     wanted = (once,) if once else tuple(part.strip() for part in levels.split(",") if part.strip()) if levels else ()
     plan = PressPlan(
@@ -174,19 +175,24 @@ def _press(settings: Settings, plan: PressPlan, own: list[str], *, promoting: bo
 
 
 def _press_here(settings: Settings, plan: PressPlan, *, promoting: bool, fresh: bool) -> dict[str, Any]:
-    from daemon.cli.display import Display
+    from daemon.cli.display import Display, Stages
     from daemon.cli.tables import console
     from daemon.pressing import press
+    from daemon.sources import converted
     from daemon.summary import summarise
     from daemon.workers import grip_of_signals
     from state.ledger import Ledger
 
     errors = console(stderr=True)
     with (Ledger.open(settings.state_dir, " ".join(["nightpress run", *sys.argv[2:3]])) as ledger,
-          grip_of_signals() as grip, Display(errors) as display):
+          grip_of_signals() as grip):
         if ledger.degraded:
             errors.print(f"nightpress: {ledger.degraded}", markup=False)
-        run_id = press(ledger, settings, plan, display.show, grip, promoting=promoting, fresh=fresh)
+        if plan.model_path.is_dir():  # first and by itself, for its own bars; `press` finds it done
+            with Stages(errors) as stages:
+                converted(plan.model_path, settings, grip, stages.show)
+        with Display(errors) as display:
+            run_id = press(ledger, settings, plan, display.show, grip, promoting=promoting, fresh=fresh)
         return summarise(ledger, run_id)
 
 

@@ -101,6 +101,11 @@ def run_heading(summary: Mapping[str, Any]) -> str:
 def print_run(out: Console, summary: Mapping[str, Any], *, reasons: bool = False) -> None:
     """Print a run: heading, table, reasons on request, the choice and where the release lies."""
     out.print(run_heading(summary), markup=False)
+    source = summary["plan"].get("source")
+    if source:
+        told = ", ".join(f"{stage['stage']} agrees, KL divergence {stage['mean_kl']:.2g}" for stage in source["stages"])
+        out.print(f"Converted from {source['folder']} by the converter of {source['converter']}"
+                  f"{f': {told}' if told else ''}.", markup=False)
     out.print(levels_table(summary, out.width))
     run = summary["run"]
     if summary.get("calibration"):

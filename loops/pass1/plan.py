@@ -124,6 +124,7 @@ class PressPlan:
         calibration: files of calibration text besides.
         user_domains: folder of the user's own domains; None for none.
         imatrix: file of an importance matrix to use as it is; None to collect one where it is needed.
+        source: where the original was converted from: folder, files, converter, stages; empty for none.
         judge: a provider of a judging model, with or without the model's name, `anthropic:NAME`; None for none.
         options: of the engine.
         blobs: folder for finished levels.
@@ -166,6 +167,7 @@ class PressPlan:
     calibration: tuple[str, ...] = ()
     user_domains: str | None = None
     imatrix: str | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
     options: EngineOptions = field(default_factory=EngineOptions)
 
     def as_json(self) -> dict[str, Any]:
@@ -201,7 +203,7 @@ class PressPlan:
         fields = asdict(self)
         for place in ("model", "blobs", "scratch", "scenarios", "text", "tool", "eq_bench",
                       "multiple_choice", "timeout_s", "ignore_forecast", "domains", "calibration", "user_domains",
-                      "imatrix"):
+                      "imatrix", "source"):
             del fields[place]
         return fields
 
