@@ -9,6 +9,7 @@ threshold may be missed.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,9 +37,14 @@ class Pair:
     similarity: float
 
 
+def _plain(text: str) -> str:
+    """Return a text as it is compared: one form of each letter, however it is put together, and however wide."""
+    return unicodedata.normalize("NFKC", text)
+
+
 def shingles(text: str) -> frozenset[tuple[str, ...]]:
     """Return all runs of SHINGLE words of a text, or all its words where there are fewer; nothing where it has none."""
-    found = words(text)
+    found = words(_plain(text))
     if not found:
         return frozenset()
     return frozenset(tuple(found[start:start + SHINGLE]) for start in range(max(1, len(found) - SHINGLE + 1)))
@@ -96,7 +102,7 @@ def exact_duplicates(rows: Sequence[Row]) -> list[tuple[int, int]]:
     seen: dict[tuple[tuple[str, str], ...], int] = {}
     found = []
     for number, row in enumerate(rows):
-        key = tuple((turn.role, " ".join(turn.text.casefold().split())) for turn in row.spoken)
+        key = tuple((turn.role, " ".join(_plain(turn.text).casefold().split())) for turn in row.spoken)
         first = seen.setdefault(key, number)
         if first != number:
             found.append((number, first))
@@ -117,7 +123,7 @@ def same_answers(rows: Sequence[Row]) -> list[tuple[int, int]]:
     seen: dict[str, int] = {}
     found = []
     for number, row in enumerate(rows):
-        said = words(row.answer)
+        said = words(_plain(row.answer))
         if len(row.turns) > 1 and len(said) >= LONG_ANSWER:
             first = seen.setdefault(" ".join(said), number)
             if first != number:

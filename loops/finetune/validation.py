@@ -15,6 +15,7 @@ from loops.finetune.cleaning import Cleaning, Statistics, describe, special_patt
 from loops.finetune.records import Row
 
 ERROR, WARNING = "error", "warning"
+UNKNOWN = "unknown"  #: the language of a row that is too short to tell, or of none that is known
 SHOWN = 5  #: ids that a finding names
 UNEVEN = 10  #: times that the largest class may be as large as the smallest
 #: what is looked at, in the order of the report
@@ -93,7 +94,7 @@ def validate(splits: Mapping[str, Sequence[Row]], how: Cleaning) -> Report:
                 *_lengths(rows, how), *_language(rows, languages), *_labels(splits), *_personal_data(rows),
                 *_alike(splits, how)]
     return Report({name: describe(found, how.tokenizer) for name, found in splits.items()},
-                  dict(Counter(languages).most_common()),
+                  dict(Counter(code or UNKNOWN for code in languages).most_common()),
                   tuple(sorted(findings, key=lambda one: list(CHECKS).index(one.check))))
 
 
