@@ -10,8 +10,7 @@ threshold may be missed.
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -56,45 +55,85 @@ def similarity(one: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]
     return shared / (len(one) + len(other) - shared) if shared else 0.0
 
 
+Known = Callable[[int, int], bool]
+
+
 def near_pairs(texts: Sequence[str], threshold: float = NEAR) -> list[Pair]:
     """Return the pairs of texts that are at least so similar, in order.
 
     Raises:
         TrainExtraMissing: there are more than FEW texts, and datasketch is not installed.
     """
-    return sorted(_compare_all(texts, threshold) if len(texts) <= FEW else _by_minhash(texts, threshold),
-                  key=lambda pair: (pair.second, pair.first))
+    return sorted(pairs(texts, threshold), key=lambda pair: (pair.second, pair.first))
 
 
-def _compare_all(texts: Sequence[str], threshold: float) -> Iterator[Pair]:
-    sets = [shingles(text) for text in texts]
+def pairs(texts: Sequence[str], threshold: float = NEAR, known: Known = lambda _first, _second: False,
+          home: Sequence[str] = ()) -> Iterator[Pair]:
+    """Yield the pairs of texts that are at least so similar, in the order of the second one.
+
+    Of thousands of rows that are all alike nobody needs all pairs: what is known already is left out.
+
+    Args:
+        texts: to compare.
+        threshold: from which they are similar.
+        known: tells, when a pair is to be measured, whether it need not be; it may change from pair to pair.
+        home: where each text belongs. A text with the same words as one before it of the same home is only near that,
+            and near what that is near before it; for those after it, it need not be compared.
+
+    Raises:
+        TrainExtraMissing: there are more than FEW texts, and datasketch is not installed.
+    """
+    propose = _by_shingles() if len(texts) <= FEW else _by_minhash(threshold)
+    like = lru_cache(maxsize=4 * FEW)(lambda number: shingles(texts[number]))
+    seen: dict[tuple[str, frozenset[tuple[str, ...]]], int] = {}
+    found: dict[int, list[Pair]] = {}
+    for second in range(len(texts)):
+        mine = like(second)
+        same = seen.setdefault((home[second], mine), second) if home and mine else second
+        if same != second:
+            near = [*found.get(same, ()), Pair(same, same, 1.0)]
+            yield from (Pair(one.first, second, one.similarity) for one in near if not known(one.first, second))
+            continue
+        for first in propose(second, mine):
+            if not known(first, second) and (alike := similarity(like(first), mine)) >= threshold:
+                found.setdefault(second, []).append(Pair(first, second, alike))
+                yield found[second][-1]
+
+
+Propose = Callable[[int, frozenset[tuple[str, ...]]], list[int]]
+
+
+def _by_shingles() -> Propose:
+    """Return what proposes all texts before one that share anything with it."""
     places: dict[tuple[str, ...], list[int]] = {}
-    for second, mine in enumerate(sets):
-        shared = Counter(first for shingle in mine for first in places.get(shingle, ()))
-        for first, count in shared.items():
-            found = count / (len(mine) + len(sets[first]) - count)
-            if found >= threshold:
-                yield Pair(first, second, found)
+
+    def propose(second: int, mine: frozenset[tuple[str, ...]]) -> list[int]:
+        shared = sorted({first for shingle in mine for first in places.get(shingle, ())})
         for shingle in mine:
             places.setdefault(shingle, []).append(second)
+        return shared
+
+    return propose
 
 
-def _by_minhash(texts: Sequence[str], threshold: float) -> Iterator[Pair]:
+def _by_minhash(threshold: float) -> Propose:
+    """Return what proposes the texts before one that are likely to be as similar."""
     require(f"Comparing more than {FEW} rows", "datasketch")
     from datasketch import MinHash, MinHashLSH
 
-    kept = lru_cache(maxsize=4 * FEW)(lambda number: shingles(texts[number]))
     index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, weights=_WEIGHTS)
-    said = ([" ".join(shingle).encode() for shingle in sorted(shingles(text))] for text in texts)
-    for second, sketch in enumerate(MinHash.generator(said, num_perm=_PERMUTATIONS, seed=1)):
-        mine = kept(second)
+    empty = MinHash(num_perm=_PERMUTATIONS, seed=1)
+
+    def propose(second: int, mine: frozenset[tuple[str, ...]]) -> list[int]:
         if not mine:
-            continue
-        for first in index.query(sketch):
-            found = similarity(kept(first), mine)
-            if found >= threshold:
-                yield Pair(first, second, found)
+            return []
+        sketch = empty.copy()
+        sketch.update_batch([" ".join(shingle).encode() for shingle in mine])
+        shared = sorted(index.query(sketch))
         index.insert(second, sketch)
+        return shared
+
+    return propose
 
 
 def exact_duplicates(rows: Sequence[Row]) -> list[tuple[int, int]]:
@@ -109,13 +148,16 @@ def exact_duplicates(rows: Sequence[Row]) -> list[tuple[int, int]]:
     return found
 
 
-def near_duplicates(rows: Sequence[Row], threshold: float = NEAR) -> list[Pair]:
-    """Return the pairs of rows that are near-duplicates: near with their context, and near without it.
+def near_duplicates(rows: Sequence[Row], threshold: float = NEAR, known: Known = lambda _first, _second: False
+                    ) -> Iterator[Pair]:
+    """Yield the pairs of rows that are near-duplicates: near with their context, and near without it.
 
-    So several questions about one context are none, and neither is one question about several contexts.
+    So several questions about one context are none, and neither is one question about several contexts. What is known
+    is left out, as `pairs` does.
     """
-    return [pair for pair in near_pairs([row.text for row in rows], threshold)
-            if similarity(shingles(rows[pair.first].said), shingles(rows[pair.second].said)) >= threshold]
+    for pair in pairs([row.text for row in rows], threshold, known):
+        if similarity(shingles(rows[pair.first].said), shingles(rows[pair.second].said)) >= threshold:
+            yield pair
 
 
 def same_answers(rows: Sequence[Row]) -> list[tuple[int, int]]:
@@ -154,7 +196,8 @@ def groups(rows: Sequence[Row], threshold: float = NEAR) -> list[list[int]]:
             join(number, contexts.setdefault(" ".join(row.context.split()), number))
     for second, first in (*same_answers(rows), *exact_duplicates(rows)):
         join(first, second)
-    for pair in near_pairs([row.text for row in rows], threshold):
+    for pair in pairs([row.text for row in rows], threshold, lambda one, other: root(one) == root(other),
+                      [""] * len(rows)):
         join(pair.first, pair.second)
     found: dict[int, list[int]] = {}
     for number in range(len(rows)):

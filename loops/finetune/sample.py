@@ -1,8 +1,8 @@
 """Synthetic rows to try things out with: tasks whose answers follow from the question, all different.
 
-Names, medicines, companies and figures are invented. Each answer occurs once, and so do the figures that a question asks
-to reckon with, whoever they are about: no split can hold the answer to a question of another, and what is learnt from
-one split is the way to the answer.
+Names, medicines, companies and figures are invented. Each answer occurs once, and so do the figures that a question
+asks to reckon with, whoever they are about: no split can hold the answer to a question of another, and what is learnt
+from one split is the way to the answer.
 """
 
 from __future__ import annotations

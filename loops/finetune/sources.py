@@ -128,7 +128,13 @@ def _no_number(_said: str) -> None:
 
 def _loads(text: str) -> Any:
     """Return what JSON says; numbers as they are written, for what is made of them is text: 1.10, or 5,000 digits."""
-    return json.loads(text, parse_constant=_no_number, parse_int=str, parse_float=str)
+    return json.loads(text, parse_constant=_no_number, parse_int=_Number, parse_float=_Number)
+
+
+class _Number(str):
+    """A number of JSON."""
+
+    __slots__ = ()
 
 
 def _read_json(text: str, name: str) -> Iterable[Mapping[str, Any]]:
@@ -176,7 +182,7 @@ def _read_jsonl(text: str, name: str) -> Iterable[Mapping[str, Any]]:
 
 
 def _as_row(value: Any, where: str) -> Mapping[str, Any]:
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, _Number):
         return {"text": value}
     if not isinstance(value, dict):
         raise DatasetUnreadable(f"{where} is not an object with named columns.")
@@ -188,10 +194,10 @@ def _read_csv(text: str, name: str) -> Iterable[Mapping[str, Any]]:
 
 
 def _fields(text: str, delimiter: str) -> tuple[bool, int]:
-    """Return whether header and first row have as many fields, with this between them, and how many the header has."""
+    """Return whether this parts header and first row into as many fields, and into how many the header."""
     rows = (fields for fields in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if fields)
     header = len(next(rows, ()))
-    return header == len(next(rows, [""] * header)), header
+    return header > 1 and header == len(next(rows, [""] * header)), header
 
 
 def _read_tsv(text: str, name: str) -> Iterable[Mapping[str, Any]]:

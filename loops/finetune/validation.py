@@ -194,16 +194,18 @@ def _alike(splits: Mapping[str, Sequence[Row]], how: Cleaning) -> Iterator[Findi
     rows = [row for found in splits.values() for row in found]
     home = [name for name, found in splits.items() for _ in found]
     exact = near.exact_duplicates(rows)
-    pairs = near.near_pairs([row.text for row in rows], how.near)
-    twice = {second for second, _ in exact}
+    twice = {second for second, first in exact if home[first] == home[second]}
+    leaked = {second for second, first in exact if home[first] != home[second]}
+    alike: set[int] = set()
+    for pair in near.pairs([row.text for row in rows], how.near, lambda first, second: second in (
+            alike if home[first] == home[second] else leaked), home):
+        (alike if home[pair.first] == home[pair.second] else leaked).add(pair.second)
     yield from _finding("duplicates", WARNING, "repeat another of their split word for word", (
-        rows[second] for second, first in exact if home[first] == home[second]))
+        rows[number] for number in sorted(twice)))
     yield from _finding("near_duplicates", WARNING, f"are near-duplicates (similarity {how.near:g} or more) of another "
-                        "of their split", (rows[pair.second] for pair in pairs
-                                           if home[pair.first] == home[pair.second] and pair.second not in twice))
-    leaked = {*exact, *((pair.second, pair.first) for pair in pairs)}
+                        "of their split", (rows[number] for number in sorted(alike - twice)))
     yield from _finding("leakage", ERROR, f"are near-duplicates (similarity {how.near:g} or more) of rows of another "
-                        "split", (rows[second] for second, first in sorted(leaked) if home[first] != home[second]))
+                        "split", (rows[number] for number in sorted(leaked)))
     yield from _finding("leakage", WARNING, f"give an answer of {near.LONG_ANSWER} words or more that another split "
                         "has too", (rows[second] for second, first in near.same_answers(rows)
-                                    if home[first] != home[second] and (second, first) not in leaked))
+                                    if home[first] != home[second] and second not in leaked))
