@@ -1,7 +1,7 @@
 """Which texts say much the same: exact up to some thousands, beyond that by MinHash, and then checked exactly.
 
 The similarity of two texts is the Jaccard similarity of their sets of three words in a row: what both have over what
-either has. Up to FEW texts all pairs that share anything are compared, so nothing similar is missed and no library is
+either has. Up to FEW texts all pairs that can be as similar are compared, so nothing is missed and no library is
 needed. Beyond, candidates come from MinHash and locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman and
 Ullman, Mining of Massive Datasets, chapter 3; library datasketch) and each is then measured exactly; a pair just at the
 threshold may be missed.
@@ -9,7 +9,9 @@ threshold may be missed.
 
 from __future__ import annotations
 
+import math
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,7 +85,7 @@ def pairs(texts: Sequence[str], threshold: float = NEAR, known: Known = lambda _
     Raises:
         TrainExtraMissing: there are more than FEW texts, and datasketch is not installed.
     """
-    propose = _by_shingles() if len(texts) <= FEW else _by_minhash(threshold)
+    propose = _by_shingles(texts, threshold) if len(texts) <= FEW else _by_minhash(threshold)
     like = lru_cache(maxsize=4 * FEW)(lambda number: shingles(texts[number]))
     seen: dict[tuple[str, frozenset[tuple[str, ...]]], int] = {}
     found: dict[int, list[Pair]] = {}
@@ -103,13 +105,20 @@ def pairs(texts: Sequence[str], threshold: float = NEAR, known: Known = lambda _
 Propose = Callable[[int, frozenset[tuple[str, ...]]], list[int]]
 
 
-def _by_shingles() -> Propose:
-    """Return what proposes all texts before one that share anything with it."""
+def _by_shingles(texts: Sequence[str], threshold: float) -> Propose:
+    """Return what proposes all texts before one that can be as similar: they share one of their rarest shingles.
+
+    Prefix filter (Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007): of n shingles, two sets that share
+    enough share one of the n - ceil(threshold n) + 1 that are rarest.
+    """
+    frequency = Counter(shingle for text in texts for shingle in shingles(text))
     places: dict[tuple[str, ...], list[int]] = {}
 
     def propose(second: int, mine: frozenset[tuple[str, ...]]) -> list[int]:
-        shared = sorted({first for shingle in mine for first in places.get(shingle, ())})
-        for shingle in mine:
+        needed = math.ceil(threshold * len(mine) - 1e-9)
+        rarest = sorted(mine, key=lambda shingle: (frequency[shingle], shingle))[:len(mine) - needed + 1]
+        shared = sorted({first for shingle in rarest for first in places.get(shingle, ())})
+        for shingle in rarest:
             places.setdefault(shingle, []).append(second)
         return shared
 
