@@ -39,6 +39,7 @@ _STOP_WORDS = {code: frozenset(words.split()) for code, words in {
     "nl": "de het een en van is niet ik dat je in op te met voor zijn er ook maar aan dit wordt",
 }.items()}
 _FEWEST_WORDS = 8  #: to tell a language by
+_AHEAD = 1.2  #: times as many stop words as of any other language; `no`, `me` and `as` are of several
 _FEWEST_STOP_WORDS = 0.12  #: as a share; program text and lists stay below, prose of any of the languages above
 
 
@@ -123,8 +124,9 @@ def guess_language(text: str) -> str:
     if len(found) < _FEWEST_WORDS:
         return ""
     share = {code: sum(word in stop for word in found) / len(found) for code, stop in _STOP_WORDS.items()}
-    best = max(share, key=share.__getitem__)
-    return best if share[best] >= _FEWEST_STOP_WORDS else ""
+    second, best = sorted(share, key=share.__getitem__)[-2:]
+    told = share[best] >= max(_FEWEST_STOP_WORDS, _AHEAD * share[second])
+    return best if told and len(_STOP_WORDS[best].intersection(found)) > 1 else ""  # one may be a name
 
 
 def count_languages(samples: Iterable[Sample]) -> dict[str, int]:

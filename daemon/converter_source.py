@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -22,7 +23,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from urllib.parse import urldefrag, urljoin, urlsplit
 
-from daemon.download import Download, DownloadInterrupted, ServerRefused, Show, Wait, fetch, open_client, wait
+from daemon.download import TIMEOUT_S, Download, DownloadInterrupted, ServerRefused, Show, Wait, broken, fetch, wait
 from loops.events import Note
 from loops.finetune.converter import PARTS, Converter, ConverterMissing, check_layout
 from state.clock import utc_now
@@ -108,9 +109,13 @@ def _fetch(version: str, target: Path, show: Show | None, pause: Wait) -> None:
     archive = target.parent / name
     if show is not None:
         show(Note(f"Fetching the source of {PACKAGE} {version} once, for its converter."))
-    with open_client() as client:
-        import httpx
+    import certifi
+    import httpx
 
+    trust = ssl.create_default_context()  # what this machine trusts, as an index of one's own may need
+    trust.load_verify_locations(certifi.where())
+    with httpx.Client(verify=trust, follow_redirects=True, timeout=TIMEOUT_S) as client:
+        unreachable: tuple[type[Exception], ...] = (*broken(client), DownloadInterrupted)
         page = f"{index}/{PACKAGE}/"
         try:
             answer = client.get(page, headers={"Accept": "text/html"})
@@ -122,7 +127,7 @@ def _fetch(version: str, target: Path, show: Show | None, pause: Wait) -> None:
                 raise ConverterMissing(f"The package index has no sha256 of {name}, so it could not be verified. "
                                        f"{_advice(version)}")
             fetch(client, Download(url, archive, sha256=expected), show, pause)
-        except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol, DownloadInterrupted) as problem:
+        except unreachable as problem:
             raise ConverterMissing(f"The converter cannot be fetched from {_shown(index)} "
                                    f"({str(problem)[:200]}). {_advice(version)}") from problem
         except ServerRefused as problem:

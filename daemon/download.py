@@ -1,24 +1,22 @@
-"""Downloads that go on where they stopped, and are believed only by their hash."""
+"""Downloads that go on where they stopped, and are believed only by their hash.
+
+The client is httpx's, or the one that huggingface_hub made, which may be of another version of that library.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import shutil
-import ssl
+import importlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from daemon.errors import Interrupted
 from loops.events import Event, Progress
 from state.faults import NightpressError, failpoint
-from state.files import DiskFull, explained, fsync_file, rename
-
-if TYPE_CHECKING:
-    import httpx
+from state.files import explained, fsync_file, rename
 
 Show = Callable[[Event], None]
 Wait = Callable[[float], None]
@@ -28,6 +26,7 @@ WAIT_S = 1.0  #: before the second attempt; twice as long each time
 MAX_WAIT_S = 60.0
 CHUNK = 1 << 20
 TIMEOUT_S = 30.0  #: without a byte
+STOPPED = "Stopped; the same command goes on where it was."
 
 
 class ServerRefused(NightpressError):
@@ -35,9 +34,10 @@ class ServerRefused(NightpressError):
 
     exit_code = 102
 
-    def __init__(self, message: str | None = None, status: int = 0) -> None:
+    def __init__(self, message: str | None = None, status: int = 0, code: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.code = code  #: what a hub calls the reason
 
 
 class DownloadInterrupted(NightpressError):
@@ -54,7 +54,7 @@ class DownloadDamaged(NightpressError):
 
 @dataclass(frozen=True)
 class Download:
-    """One file to be downloaded.
+    """One file to be downloaded; one of the hashes is known.
 
     Attributes:
         url: of it.
@@ -62,7 +62,7 @@ class Download:
         size: in bytes; None where unknown.
         sha256: of its content; '' where unknown.
         git_sha1: the name that git gives its content, for small files on a hub; '' where unknown.
-        headers: of the request; sent to the first server only.
+        headers: of the request.
     """
 
     url: str
@@ -73,29 +73,23 @@ class Download:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def hash(self) -> str:
+        """What the content is known by."""
+        return self.sha256 or self.git_sha1
+
+    @property
     def part(self) -> Path:
         """Where an unfinished download lies; another content has another place."""
-        content = (self.sha256 or self.git_sha1 or "unknown")[:12]
-        return self.target.with_name(f".{self.target.name[:80]}.{content}.part")
+        return self.target.with_name(f".{self.target.name[:80]}.{self.hash[:12]}.part")
+
+    @property
+    def done(self) -> int:
+        """How many bytes of an unfinished download there are."""
+        return self.part.stat().st_size if self.part.exists() else 0
 
 
-class _Busy(Exception):
+class _Busy(ConnectionError):
     """The server asks to come back later."""
-
-    def __init__(self, status: int, after_s: float) -> None:
-        super().__init__(f"the server answered {status}")
-        self.after_s = after_s
-
-
-def open_client() -> httpx.Client:
-    """Return a client that trusts what this machine trusts, and follows redirects."""
-    import certifi
-    import httpx
-
-    trust = ssl.create_default_context()
-    trust.load_verify_locations(certifi.where())
-    return httpx.Client(verify=trust, follow_redirects=True, timeout=TIMEOUT_S, headers={
-        "User-Agent": "nightpress", "Accept-Encoding": "identity"})
 
 
 def wait(seconds: float) -> None:
@@ -103,7 +97,13 @@ def wait(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def fetch(client: httpx.Client, wanted: Download, show: Show | None = None, pause: Wait = wait) -> None:
+def broken(client: Any) -> tuple[type[Exception], ...]:
+    """Return what a client raises where there is no connection, or it breaks."""
+    library = importlib.import_module(type(client).__module__.partition(".")[0])
+    return library.TransportError, library.InvalidURL, ConnectionError
+
+
+def fetch(client: Any, wanted: Download, show: Show | None = None, pause: Wait = wait) -> None:
     """Download a file; it appears complete, and with the right hash.
 
     A dropped connection is taken up again where it broke, here and in a later call.
@@ -121,113 +121,67 @@ def fetch(client: httpx.Client, wanted: Download, show: Show | None = None, paus
         DiskFull: what came is kept.
         Interrupted: Ctrl-C; what came is kept.
     """
-    import httpx
-
-    part, vain = wanted.part, 0
+    vain, whole = 0, wanted.size is not None and wanted.done == wanted.size and wanted.part.exists()
     with explained(wanted.target.parent):
         wanted.target.parent.mkdir(parents=True, exist_ok=True)
-    if wanted.size is not None:
-        short = wanted.size - _size(part) - shutil.disk_usage(wanted.target.parent).free
-        if short > 0:
-            raise DiskFull(f"{wanted.target.name} needs {short / 1e6:,.0f} MB more than are free in "
-                           f"{wanted.target.parent}; free some space, then run the same command again.")
-    if not (wanted.sha256 or wanted.git_sha1):
-        part.unlink(missing_ok=True)  # without a hash nobody knows whether the rest belongs to it
-    while wanted.size is None or _size(part) != wanted.size or not part.exists():
-        before = _size(part)
-        try:
-            _take(client, wanted, show)
-            if wanted.size is None:
-                break
-            if _size(part) > wanted.size:
-                part.unlink()
-                raise DownloadDamaged(f"{wanted.target.name} is longer than the {wanted.size:,} bytes announced.")
-            reason = "the connection ended early"
-            after_s = 0.0
-        except (httpx.TransportError, _Busy) as problem:
-            reason = str(problem) or type(problem).__name__
-            after_s = problem.after_s if isinstance(problem, _Busy) else 0.0
-        except KeyboardInterrupt:
-            raise Interrupted("Stopped; the same command goes on where it was.") from None
-        if wanted.size is not None and _size(part) == wanted.size:
-            break
-        vain = 0 if _size(part) > before else vain + 1
-        if vain >= ATTEMPTS:
-            raise DownloadInterrupted(f"The download of {wanted.target.name} broke off ({reason[:200]}), after "
-                                      f"{ATTEMPTS} attempts in vain; the same command goes on where it stopped.")
-        try:
-            pause(min(MAX_WAIT_S, max(after_s, WAIT_S * 2 ** vain / 2 if vain else 0.0)))
-        except KeyboardInterrupt:
-            raise Interrupted("Stopped; the same command goes on where it was.") from None
-    check(part, wanted)
+    try:
+        while not whole:
+            before = wanted.done
+            try:
+                whole, reason = _take(client, wanted, before, show), "the connection ended early"
+            except broken(client) as problem:
+                reason = str(problem) or type(problem).__name__
+            if not whole:
+                vain = 0 if wanted.done > before else vain + 1
+                if vain >= ATTEMPTS:
+                    raise DownloadInterrupted(f"The download of {wanted.target.name} broke off ({reason[:200]}), after "
+                                              f"{ATTEMPTS} attempts in vain; the same command goes on where it broke.")
+                pause(min(MAX_WAIT_S, WAIT_S * 2 ** (vain - 1) if vain else 0.0))
+    except KeyboardInterrupt:
+        raise Interrupted(STOPPED) from None
+    _check(wanted)
     with explained(wanted.target):
-        fsync_file(part)
+        fsync_file(wanted.part)
         failpoint("download.checked")
-        rename(part, wanted.target)
+        rename(wanted.part, wanted.target)
 
 
-def check(path: Path, wanted: Download) -> None:
-    """Compare a file with the hash that is wanted; one that differs is removed.
-
-    Raises:
-        DownloadDamaged: it differs.
-    """
-    expected = wanted.sha256 or wanted.git_sha1
-    if not expected:
-        return
+def _check(wanted: Download) -> None:
+    """Compare what came with the hash that is wanted; what differs is removed."""
     digest = hashlib.sha256() if wanted.sha256 else hashlib.sha1(  # git's name of a file, no signature
-        f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as stream:
+        f"blob {wanted.done}\0".encode(), usedforsecurity=False)
+    with wanted.part.open("rb") as stream:
         while block := stream.read(CHUNK):
             digest.update(block)
-    if digest.hexdigest() != expected.lower():
-        path.unlink()
+    if digest.hexdigest() != wanted.hash:
+        wanted.part.unlink()
         raise DownloadDamaged(f"{wanted.target.name} was downloaded and is not what its hash says; it was removed. Run "
                               "the same command again.")
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _take(client: httpx.Client, wanted: Download, show: Show | None) -> None:
-    """Ask once for what is missing and append it."""
-    part, have = wanted.part, _size(wanted.part)
-    asked = {**wanted.headers, **({"Range": f"bytes={have}-"} if have else {})}
-    with client.stream("GET", wanted.url, headers=asked) as response:
+def _take(client: Any, wanted: Download, have: int, show: Show | None) -> bool:
+    """Ask once for what is missing and append it; return whether that is all."""
+    asked = {**wanted.headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    with client.stream("GET", wanted.url, headers=asked, follow_redirects=True, timeout=TIMEOUT_S) as response:
         status = response.status_code
-        if status == 416:  # it has less than we have: begin anew
-            part.unlink()
-            return
         if status == 429 or status >= 500:
-            after = response.headers.get("Retry-After", "")
-            raise _Busy(status, float(after) if after.isdecimal() else 0.0)
+            raise _Busy(f"the server answered {status}")
+        if status == 416 or (status == 206 and not response.headers.get("Content-Range", "").startswith(
+                f"bytes {have}-")):  # it has less than we have, or sends another part: begin anew
+            wanted.part.unlink(missing_ok=True)
+            return False
         if status not in (200, 206):
-            raise ServerRefused(f"The server answered {status} to {wanted.url}.", status)
-        start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-        if status == 206 and start != str(have):
-            part.unlink(missing_ok=True)
-            return
-        if status == 200:  # the whole again
-            have = 0
+            raise ServerRefused(f"The server answered {status} to {wanted.target.name}.", status,
+                                response.headers.get("X-Error-Code", ""))
+        have = have if status == 206 else 0  # with 200 it sends the whole again
         length = response.headers.get("Content-Length", "")
-        total = wanted.size or (have + int(length) if length.isdecimal() else 0)
-        with explained(part), part.open("ab" if have else "wb") as stream:
+        total = wanted.size if wanted.size is not None else have + int(length) if length.isdecimal() else 0
+        with explained(wanted.part), wanted.part.open("ab" if have else "wb") as stream:
             for block in response.iter_raw():  # as it comes: a fixed size would hold bytes back, and lose them
                 stream.write(block)
                 have += len(block)
                 if show is not None:
                     show(Progress("downloading", wanted.target.name, have, max(total, have)))
                 if wanted.size is not None and have > wanted.size:
-                    return
-
-
-def remove_parts(folder: Path, keep: set[Path]) -> None:
-    """Remove unfinished downloads of files that are not wanted any more."""
-    for part in folder.glob(".*.part"):
-        if part not in keep:
-            with contextlib.suppress(OSError):
-                part.unlink()
+                    break  # never more than was announced; the hash tells the rest
+    return wanted.size is None or have >= wanted.size

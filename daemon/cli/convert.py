@@ -39,15 +39,14 @@ def pull(
     """
     from daemon.cli.display import Stages
     from daemon.cli.tables import console, megabytes
-    from daemon.pulling import PullSpec, endpoint, models_folder, token
+    from daemon.pulling import PullSpec, models_folder
     from daemon.pulling import pull as download
     from daemon.settings import Settings
 
     settings = Settings.load(state_dir=state_dir)
     folder = (output.expanduser() if output else models_folder(settings.state_dir, model)).absolute()
     with Stages(console(stderr=True)) as stages:
-        found = download(PullSpec(model, folder, revision, tuple(include or ()), allow_pickle, endpoint(), token()),
-                         stages.show)
+        found = download(PullSpec(model, folder, revision, tuple(include or ()), allow_pickle), stages.show)
     if json:
         print_json({"folder": str(found.folder), "commit": found.commit, "files": list(found.files),
                     "bytes": found.n_bytes, "reused": found.reused})

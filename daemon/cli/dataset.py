@@ -54,7 +54,7 @@ def prepare(
         metavar="FILE|FOLDER", show_default=False,
         help="JSON, JSON lines, CSV, TSV, Parquet or text, or a folder of them; repeat for more.")] = None,
     sample: Annotated[bool, typer.Option(
-        "--sample", help="Synthetic rows, for healthcare, legal and finance.")] = False,
+        "--sample", help="Synthetic rows; general ones for a domain but healthcare, legal and finance.")] = False,
     num_samples: Annotated[int | None, typer.Option(
         min=1, help="Rows to draw before cleaning. Default: all; with --sample 500.", show_default=False)] = None,
     form: Format = None,

@@ -176,9 +176,8 @@ def _duplicates(rows: list[Row], _how: Cleaning) -> tuple[list[Row], str]:
 
 def _near_duplicates(rows: list[Row], how: Cleaning) -> tuple[list[Row], str]:
     gone: set[int] = set()
-    for pair in near.near_duplicates(rows, how.near):
-        if pair.first not in gone:  # near one that goes is not near one that stays
-            gone.add(pair.second)
+    for pair in near.near_duplicates(rows, how.near, lambda first, second: first in gone or second in gone):
+        gone.add(pair.second)  # near one that goes is not near one that stays
     return [row for number, row in enumerate(rows) if number not in gone], f"similarity of {how.near:g} or more"
 
 

@@ -6,6 +6,8 @@ A format says which columns make a row. `alpaca` has instruction, input and outp
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,14 +33,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 #: by format the parts that a row must have, and those that it may have; the first that fits is recognised
 FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "chat": (("messages",), ("label",)),
+    "chat": (("messages",), ("system", "label")),
     "alpaca": (("instruction", "output"), ("input", "system", "label")),
     "qa": (("question", "answer"), ("context", "system", "label")),
     "text": (("text",), ("label",)),
 }
 _ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
-          "bot": "assistant", "chatbot": "assistant", "model": "assistant", "system": "system", "tool": "tool",
-          "function": "tool", "observation": "tool"}
+          "bot": "assistant", "chatbot": "assistant", "model": "assistant", "function_call": "assistant",
+          "system": "system", "developer": "system", "tool": "tool", "function": "tool", "observation": "tool"}
 _KEYS_OF_TEXT = ("text", "contexts", "content", "value")  #: where a nested value keeps what it says
 
 
@@ -176,15 +178,16 @@ def convert(source: Source, mapped: Mapped) -> list[Row]:
         own = row.get("id") if source.kind == "json" and isinstance(row.get("domain"), str) else None
         place = f"{source.name}/{source.split}" if source.kind == "hub" else source.name
         name = str(own) if own else f"{place}:{number:0{width}}"
-        label, context = flatten(parts.get("label")), ""
+        label, context, system = flatten(parts.get("label")), "", flatten(parts.get("system"))
         if mapped.format == "chat":
             turns = _read_messages(parts["messages"], f"{source.name}, row {number}")
+            if system.strip() and turns and turns[0].role != "system":
+                turns = (Turn("system", system), *turns)
         elif mapped.format == "text":
             turns = (Turn(TEXT, flatten(parts["text"])),)
         else:
             asked, about, said = (("instruction", "input", "output") if mapped.format == "alpaca"
                                   else ("question", "context", "answer"))
-            system = flatten(parts.get("system"))
             turns = (*([Turn("system", system)] if system.strip() else []),
                      Turn("user", flatten(parts[asked])), Turn("assistant", flatten(parts[said], first=True)))
             context = flatten(parts.get(about))
@@ -195,6 +198,9 @@ def convert(source: Source, mapped: Mapped) -> list[Row]:
 def _read_messages(value: Any, where: str) -> tuple[Turn, ...]:
     if value is None:
         return ()
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a table keeps a list so
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise ColumnsWrong(f"{where}: a conversation is a list of messages with role and content.")
     turns = []
@@ -202,12 +208,35 @@ def _read_messages(value: Any, where: str) -> tuple[Turn, ...]:
         role = str(message.get("role", message.get("from", ""))).strip().lower()
         if role not in _ROLES:
             raise ColumnsWrong(f"{where} has the role {role[:40]!r}; there are user, assistant, system and tool.")
-        turns.append(Turn(_ROLES[role], flatten(message.get("content", message.get("value")))))
+        content = message.get("content", message.get("value"))
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in (None, "text", "input_text", "output_text", "refusal"):
+                raise ColumnsWrong(f"{where} holds {str(kind)[:40]!r} besides text, and only text can be learnt from; "
+                                   "remove such rows.")
+        said = [flatten(content), *_calls(message, where)]
+        if any(text.strip() for text in said) or _ROLES[role] != "system":
+            turns.append(Turn(_ROLES[role], "\n".join(text for text in said if text)))
     return tuple(turns)
 
 
+def _calls(message: Mapping[str, Any], where: str) -> list[str]:
+    """Return the calls of tools in a message, each as a line of JSON with name and arguments."""
+    calls = message.get("tool_calls") or [{"function": one} for one in [message.get("function_call")] if one]
+    lines = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        asked = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(asked, Mapping) or not isinstance(asked.get("name"), str):
+            raise ColumnsWrong(f"{where} calls a tool without a name.")
+        arguments = asked.get("arguments")
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            arguments = json.loads(arguments)
+        lines.append(json.dumps({"name": asked["name"], "arguments": arguments}, ensure_ascii=False, default=str))
+    return lines
+
+
 def flatten(value: Any, *, first: bool = False) -> str:
-    """Return what a value says as text; nothing for null and NaN.
+    """Return what a value says as text; nothing for null, NaN and bytes that are no text.
 
     Nested values say what they hold under `text`, `contexts`, `content` or `value`; of a list all is joined by lines,
     or with `first` only the first, as alternatives of one answer are listed. Half characters, which cannot be written
@@ -217,12 +246,17 @@ def flatten(value: Any, *, first: bool = False) -> str:
         return ""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, bytes):  # as some writers of Parquet keep text
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
         inner = next((value[key] for key in _KEYS_OF_TEXT if key in value), None)
         return flatten(inner, first=first)
-    if isinstance(value, Iterable) and not isinstance(value, bytes):
+    if isinstance(value, Iterable):
         parts = [part for part in (flatten(one, first=first) for one in value) if part.strip()]
         return "\n".join(parts[:1] if first else parts)
     return str(value)

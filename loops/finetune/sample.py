@@ -1,12 +1,14 @@
 """Synthetic rows to try things out with: tasks whose answers follow from the question, all different.
 
-Names, medicines, companies and figures are invented. Each answer occurs once, so that no split can hold the answer to
-a question of another; what is learnt from one split is the way to the answer.
+Names, medicines, companies and figures are invented. Each answer occurs once, and so do the figures that a question
+asks to reckon with, whoever they are about: no split can hold the answer to a question of another, and what is learnt
+from one split is the way to the answer.
 """
 
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable
 from random import Random
 
@@ -30,6 +32,9 @@ _TOWNS = ("Ashbourne", "Brackley", "Caldwell", "Dorning", "Eastmere", "Fallowfie
 _MEDICINES = ("Avelorin", "Brimetol", "Cardivex", "Domexil", "Elvaprin", "Fenotrix", "Glucarel", "Hepravin", "Isolamet",
               "Juvacor", "Kelzanol", "Lumidrine", "Mervotal", "Nolvadrex", "Oxirelin", "Pravitone")
 
+#: what an answer is reckoned from
+_FIGURES = re.compile(r"\d[\d,.:]*\d|\d|January|February|March|April|May|June|July|August|September|October|November"
+                      r"|December")
 #: what a task makes: its question, what the question is about, and the answer
 Made = tuple[str, str, str]
 
@@ -37,23 +42,24 @@ Made = tuple[str, str, str]
 def generate(domain: str, count: int, seed: int = 0) -> list[Row]:
     """Return rows of a domain, the same for the same seed, from all its tasks in turn; the label names the task.
 
+    A domain that has no tasks of its own gets those of GENERAL, which show the way and teach nothing of the field.
+
     Raises:
-        DatasetRefused: there are no tasks for the domain, or more rows are asked for than MAX_ROWS.
+        DatasetRefused: more rows are asked for than MAX_ROWS.
     """
-    if domain not in TASKS:
-        raise DatasetRefused(f"--sample makes rows for {', '.join(TASKS)}, and not for {domain[:40]!r}; give a file.")
     if count > MAX_ROWS:
         raise DatasetRefused(f"--sample makes at most {MAX_ROWS:,} rows.")
     chance = Random(f"{domain} {seed}")
-    tasks = list(TASKS[domain].items())
+    tasks = list(TASKS.get(domain, GENERAL).items())
     rows: list[Row] = []
-    seen: set[str] = set()
+    seen: set[str | tuple[str, ...]] = set()
     while len(rows) < count:
         label, task = tasks[len(rows) % len(tasks)]
         question, context, answer = task(chance)
-        if answer in seen:
+        made = {answer, (label, *((answer,) if context else sorted(_FIGURES.findall(question))))}
+        if seen & made:
             continue
-        seen.add(answer)
+        seen |= made
         rows.append(Row(f"sample-{domain}:{len(rows) + 1:05}", (Turn("user", question), Turn("assistant", answer)),
                         context, label))
     return rows
@@ -81,7 +87,7 @@ def _money(amount: float) -> str:
 
 def _dose(chance: Random) -> Made:
     name, medicine = _person(chance), chance.choice(_MEDICINES)
-    weight, per_kg, times = chance.randint(12, 110), chance.choice((2, 3, 4, 5, 8, 10, 12, 15)), chance.randint(2, 4)
+    weight, per_kg, times = chance.randint(12, 110), chance.randint(2, 25), chance.randint(2, 4)
     day = weight * per_kg
     question = chance.choice((
         f"{name} weighs {weight} kg. {medicine} is given at {per_kg} mg/kg a day in {times} doses. How much is each?",
@@ -103,8 +109,8 @@ def _bmi(chance: Random) -> Made:
 
 
 def _infusion(chance: Random) -> Made:
-    name, volume = _person(chance), chance.choice(range(250, 3001, 50))
-    hours = chance.choice((2, 3, 4, 6, 8, 10, 12, 24))
+    name, volume = _person(chance), chance.choice(range(250, 3001, 10))
+    hours = chance.randint(2, 24)
     question = chance.choice((f"{volume} mL are to run in over {hours} hours for {name}. What rate do I set?",
                               f"Set the pump for {name}: {volume} mL in {hours} h.",
                               f"How many mL per hour for {name}'s infusion of {volume} mL to end after {hours} h?"))
@@ -113,12 +119,14 @@ def _infusion(chance: Random) -> Made:
 
 
 def _glucose(chance: Random) -> Made:
-    name, value, date = _person(chance), chance.randint(45, 380), _on(_date(chance))
+    name, before, value = _person(chance), chance.randint(45, 380), chance.randint(45, 380)
     told = "low" if value < 70 else "in range" if value < 100 else "raised" if value < 126 else "high"
-    question = chance.choice((f"{name}'s fasting glucose on {date} was {value} mg/dL. Convert it and interpret it.",
-                              f"Fasting sugar of {name}, {date}: {value} mg/dL. In mmol/L, and is that in range?"))
-    return question, "", (f"{value} mg/dL is {value / 18.016:.1f} mmol/L; for a fasting value {name}'s result of "
-                          f"{date} is {told} (70 to 99 mg/dL is in range).")
+    question = chance.choice((
+        f"{name}'s fasting glucose was {before} mg/dL, and is {value} mg/dL now. Convert both and interpret the last.",
+        f"Fasting sugar of {name}: first {before} mg/dL, then {value} mg/dL. In mmol/L, and is the latter in range?"))
+    return question, "", (f"{before} mg/dL are {before / 18.016:.1f} mmol/L, and {value} mg/dL "
+                          f"{value / 18.016:.1f} mmol/L; for a fasting value {name}'s last result is {told} "
+                          "(70 to 99 mg/dL is in range).")
 
 
 def _balance_of_fluids(chance: Random) -> Made:
@@ -286,6 +294,54 @@ def _shares(chance: Random) -> Made:
                           f"children {_money(estate / 2 / children)}.")
 
 
+def _stock(chance: Random) -> Made:
+    firm, there, sold, came = _firm(chance), chance.randint(120, 2400), chance.randint(5, 119), chance.randint(3, 900)
+    question = chance.choice((
+        f"{firm} has {there:,} boxes in store, sells {sold} and gets {came} more. How many are there then?",
+        f"Stock of {firm}: {there:,} boxes, minus {sold} sold, plus {came} delivered. What is left?"))
+    return question, "", f"{there:,} minus {sold} plus {came} leaves {firm} with {there - sold + came:,} boxes."
+
+
+def _end(chance: Random) -> Made:
+    name, start, minutes = _person(chance), chance.randrange(360, 1080, 5), chance.randint(11, 340)
+    begun, done = (f"{time // 60}:{time % 60:02}" for time in (start, start + minutes))
+    question = chance.choice((f"{name} begins at {begun} and needs {minutes} minutes. When is the work done?",
+                              f"A job of {minutes} minutes that {name} starts at {begun} ends at what time?"))
+    return question, "", f"{minutes} minutes after {begun} it is {done}; then {name} is done."
+
+
+def _price(chance: Random) -> Made:
+    firm, count, cents = _firm(chance), chance.randint(3, 240), chance.randint(45, 9900)
+    off = chance.choice((3, 5, 8, 12))
+    question = chance.choice((
+        f"{firm} orders {count} pieces at {cents / 100:.2f} euros with {off} % off. What is to be paid?",
+        f"{count} pieces, {cents / 100:.2f} euros each, discount {off} %: the amount that {firm} owes?"))
+    return question, "", (f"{count} pieces cost {_money(count * cents / 100)}; less {off} % {firm} pays "
+                          f"{_money(count * cents * (100 - off) / 10000)}.")
+
+
+def _mean(chance: Random) -> Made:
+    name, values = _person(chance), [chance.randint(10, 990) for _ in range(4)]
+    listed = ", ".join(map(str, values))
+    question = chance.choice((f"{name} measured {listed}. What is the mean, and how far apart are the extremes?",
+                              f"Mean and range of the four readings of {name}: {listed}?"))
+    return question, "", (f"The readings of {name} have the mean {sum(values) / 4:.2f} and a range of "
+                          f"{max(values) - min(values)}.")
+
+
+def _request(chance: Random) -> Made:
+    name, firm, town, date = _person(chance), _firm(chance), chance.choice(_TOWNS), _on(_date(chance))
+    kind, wish = chance.choice((("complaint", "says that what came was broken and wants it replaced"),
+                                ("order", "wants the same delivery as last time"),
+                                ("question", "would like to know when somebody is there"),
+                                ("praise", "thanks for the quick help"), ("cancellation", "no longer wants the visit")))
+    note = chance.choice((f"{name} of {firm} wrote from {town} on {date} and {wish}.",
+                          f"Message of {date}, {town}: {name} ({firm}) {wish}."))
+    question = chance.choice(("What kind of message is this, and from whom?", "Sum up this message, with its kind.",
+                              "Who writes, from where, when, and what for?"))
+    return question, note, f"It is a {kind}: {name} of {firm}, {town}, {wish} ({date})."
+
+
 #: by domain and name
 TASKS: dict[str, dict[str, Callable[[Random], Made]]] = {
     "healthcare": {"dose": _dose, "body mass index": _bmi, "infusion rate": _infusion, "glucose": _glucose,
@@ -294,4 +350,8 @@ TASKS: dict[str, dict[str, Callable[[Random], Made]]] = {
               "limitation": _limitation, "inheritance": _shares},
     "finance": {"compound interest": _compound, "loan": _loan, "margin": _margin, "break-even": _break_even,
                 "budget": _budget, "booking": _booking},
+}
+#: for every other domain
+GENERAL: dict[str, Callable[[Random], Made]] = {
+    "stock": _stock, "end of work": _end, "price": _price, "mean": _mean, "request": _request,
 }

@@ -109,9 +109,9 @@ def decode(content: bytes, name: str) -> str:
         DatasetUnreadable: it is binary.
     """
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise EncodingWrong(f"{name} is UTF-16; convert it to UTF-8 first.")
+        raise EncodingWrong(f"{name} is UTF-16 or UTF-32; convert it to UTF-8 first.")
     if b"\0" in content:
-        raise DatasetUnreadable(f"{name} holds NUL characters: it is not text.")
+        raise DatasetUnreadable(f"{name} holds NUL characters: it is no text, or none of UTF-8.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
@@ -126,9 +126,20 @@ def _no_number(_said: str) -> None:
     """Stand in for NaN and the infinities, which JSON does not have: nothing is there."""
 
 
+def _loads(text: str) -> Any:
+    """Return what JSON says; numbers as they are written, for what is made of them is text: 1.10, or 5,000 digits."""
+    return json.loads(text, parse_constant=_no_number, parse_int=_Number, parse_float=_Number)
+
+
+class _Number(str):
+    """A number of JSON."""
+
+    __slots__ = ()
+
+
 def _read_json(text: str, name: str) -> Iterable[Mapping[str, Any]]:
     try:
-        found = json.loads(text, parse_constant=_no_number)
+        found = _loads(text)
     except json.JSONDecodeError as problem:
         if problem.msg == "Extra data" and "\n" in text.strip():  # JSON lines in a file called .json
             return _read_jsonl(text, name)
@@ -141,11 +152,20 @@ def _read_json(text: str, name: str) -> Iterable[Mapping[str, Any]]:
             found = found[lists[0]]
         elif found and all(isinstance(value, dict) for value in found.values()):  # rows by their ids
             found = [{"id": key, **value} for key, value in found.items()]
+        elif columns := _columns(found):
+            found = [dict(zip(found, values, strict=True)) for values in zip(*columns, strict=True)]
         else:
             found = [found]
     if not isinstance(found, list):
         raise DatasetUnreadable(f"{name} holds no list of rows.")
     return [_as_row(value, f"{name}, row {number}") for number, value in enumerate(found, 1)]
+
+
+def _columns(found: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the values of a document that holds columns, each a list of one value per row; nothing for another."""
+    columns = [value for value in found.values() if isinstance(value, list)]
+    whole = len(columns) == len(found) and len({len(column) for column in columns}) == 1
+    return columns if whole and not any(isinstance(value, dict) for column in columns for value in column) else []
 
 
 def _read_jsonl(text: str, name: str) -> Iterable[Mapping[str, Any]]:
@@ -154,7 +174,7 @@ def _read_jsonl(text: str, name: str) -> Iterable[Mapping[str, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append(_as_row(json.loads(line, parse_constant=_no_number), f"{name}, line {number}"))
+            rows.append(_as_row(_loads(line), f"{name}, line {number}"))
         except (RecursionError, ValueError) as problem:
             reason = problem.msg if isinstance(problem, json.JSONDecodeError) else problem
             raise DatasetUnreadable(f"{name}, line {number} is not JSON: {reason}.") from problem
@@ -162,7 +182,7 @@ def _read_jsonl(text: str, name: str) -> Iterable[Mapping[str, Any]]:
 
 
 def _as_row(value: Any, where: str) -> Mapping[str, Any]:
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, _Number):
         return {"text": value}
     if not isinstance(value, dict):
         raise DatasetUnreadable(f"{where} is not an object with named columns.")
@@ -170,8 +190,14 @@ def _as_row(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _read_csv(text: str, name: str) -> Iterable[Mapping[str, Any]]:
-    head = text.partition("\n")[0]
-    return _read_table(text, name, ";" if ";" in head and "," not in head else ",")
+    return _read_table(text, name, max(",;\t|", key=lambda delimiter: _fields(text, delimiter)))
+
+
+def _fields(text: str, delimiter: str) -> tuple[bool, int]:
+    """Return whether this parts header and first row into as many fields, and into how many the header."""
+    rows = (fields for fields in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if fields)
+    header = len(next(rows, ()))
+    return header > 1 and header == len(next(rows, [""] * header)), header
 
 
 def _read_tsv(text: str, name: str) -> Iterable[Mapping[str, Any]]:
@@ -203,7 +229,7 @@ def _read_table(text: str, name: str, delimiter: str) -> Iterable[Mapping[str, A
 
 def _read_text(text: str, _name: str) -> Iterable[Mapping[str, Any]]:
     """Return one row per paragraph."""
-    parts = re.split(r"\n(?:[ \t]*\n)+", text.replace("\r\n", "\n"))
+    parts = re.split(r"\n(?:[ \t]*\n)+", text.replace("\r\n", "\n").replace("\r", "\n"))
     return [{"text": part.strip("\n")} for part in parts if part.strip()]
 
 
@@ -219,7 +245,7 @@ def _read_parquet(path: Path) -> Rows:
     try:
         with parquet.ParquetFile(path) as file:
             return tuple(row for batch in file.iter_batches() for row in batch.to_pylist())
-    except (arrow.ArrowException, OSError, EOFError) as problem:
+    except (arrow.ArrowException, OSError, EOFError, ValueError) as problem:  # ValueError: texts that are none
         raise ParquetBroken(f"{path.name} is no whole Parquet file: {_first_line(problem)}. Fetch or write it again."
                             ) from problem
 

@@ -15,6 +15,7 @@ from loops.finetune.cleaning import Cleaning, Statistics, describe, special_patt
 from loops.finetune.records import Row
 
 ERROR, WARNING = "error", "warning"
+UNKNOWN = "unknown"  #: the language of a row that is too short to tell, or of none that is known
 SHOWN = 5  #: ids that a finding names
 UNEVEN = 10  #: times that the largest class may be as large as the smallest
 #: what is looked at, in the order of the report
@@ -93,7 +94,7 @@ def validate(splits: Mapping[str, Sequence[Row]], how: Cleaning) -> Report:
                 *_lengths(rows, how), *_language(rows, languages), *_labels(splits), *_personal_data(rows),
                 *_alike(splits, how)]
     return Report({name: describe(found, how.tokenizer) for name, found in splits.items()},
-                  dict(Counter(languages).most_common()),
+                  dict(Counter(code or UNKNOWN for code in languages).most_common()),
                   tuple(sorted(findings, key=lambda one: list(CHECKS).index(one.check))))
 
 
@@ -193,16 +194,18 @@ def _alike(splits: Mapping[str, Sequence[Row]], how: Cleaning) -> Iterator[Findi
     rows = [row for found in splits.values() for row in found]
     home = [name for name, found in splits.items() for _ in found]
     exact = near.exact_duplicates(rows)
-    pairs = near.near_pairs([row.text for row in rows], how.near)
-    twice = {second for second, _ in exact}
+    twice = {second for second, first in exact if home[first] == home[second]}
+    leaked = {second for second, first in exact if home[first] != home[second]}
+    alike: set[int] = set()
+    for pair in near.pairs([row.text for row in rows], how.near, lambda first, second: second in (
+            alike if home[first] == home[second] else leaked), home):
+        (alike if home[pair.first] == home[pair.second] else leaked).add(pair.second)
     yield from _finding("duplicates", WARNING, "repeat another of their split word for word", (
-        rows[second] for second, first in exact if home[first] == home[second]))
+        rows[number] for number in sorted(twice)))
     yield from _finding("near_duplicates", WARNING, f"are near-duplicates (similarity {how.near:g} or more) of another "
-                        "of their split", (rows[pair.second] for pair in pairs
-                                           if home[pair.first] == home[pair.second] and pair.second not in twice))
-    leaked = {*exact, *((pair.second, pair.first) for pair in pairs)}
+                        "of their split", (rows[number] for number in sorted(alike - twice)))
     yield from _finding("leakage", ERROR, f"are near-duplicates (similarity {how.near:g} or more) of rows of another "
-                        "split", (rows[second] for second, first in sorted(leaked) if home[first] != home[second]))
+                        "split", (rows[number] for number in sorted(leaked)))
     yield from _finding("leakage", WARNING, f"give an answer of {near.LONG_ANSWER} words or more that another split "
                         "has too", (rows[second] for second, first in near.same_answers(rows)
-                                    if home[first] != home[second] and (second, first) not in leaked))
+                                    if home[first] != home[second] and second not in leaked))

@@ -22,6 +22,8 @@ class Hub:
     Attributes:
         files: content by name of the model `owner/model`.
         large: names that are given through a redirect to storage, with their sha256.
+        commit: of the model; '' where the list does not say it.
+        error_code: the hub's name of the reason, beside a status of `statuses`.
         blobs: the list of files says sizes and hashes.
         sent: content that is really sent, where it differs.
         cuts: bytes after which the next answers of storage or files break off, in turn.
@@ -35,6 +37,8 @@ class Hub:
 
     files: dict[str, bytes]
     large: set[str] = field(default_factory=set)
+    commit: str = COMMIT
+    error_code: str = ""
     blobs: bool = True
     sent: dict[str, bytes] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
@@ -83,13 +87,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer."""
         hub, path = self.hub, unquote(urlsplit(self.path).path)
-        hub.requests.append((self.command, path, dict(self.headers)))
+        hub.requests.append((self.command, path, {name.title(): said for name, said in self.headers.items()}))
         if path in hub.statuses:
-            self._answer(hub.statuses[path])
+            self._answer(hub.statuses[path], X_Error_Code=hub.error_code)
         elif hub.token and "/storage/" not in path and self.headers.get("Authorization") != f"Bearer {hub.token}":
             self._answer(401)
         elif path == "/api/models/owner/model/revision/main":
-            self._answer(200, json.dumps({"sha": COMMIT, "siblings": [
+            self._answer(200, json.dumps({"id": "owner/model", "sha": hub.commit, "siblings": [
                 self._entry(name, content) for name, content in hub.files.items()]}).encode())
         elif path.startswith(f"/owner/model/resolve/{COMMIT}/"):
             self._resolve(path.removeprefix(f"/owner/model/resolve/{COMMIT}/"))
@@ -105,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             return {"rfilename": name}
         entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": git_sha1(content)}
         if name in self.hub.large:
-            entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+            entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
         return entry
 
     def _resolve(self, name: str) -> None:

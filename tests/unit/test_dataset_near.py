@@ -82,7 +82,7 @@ def test_rows_about_one_context_are_together_but_no_duplicates() -> None:
     context = texts(1)[0]
     rows = [asked(1, "Who?", "The bird.", context=context), asked(2, "What falls?", "The rain.", context=context),
             asked(3, "Where?", "Here.")]
-    assert near_duplicates(rows) == []
+    assert list(near_duplicates(rows)) == []
     assert groups(rows) == [[0, 1], [2]]
 
 

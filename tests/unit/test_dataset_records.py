@@ -99,5 +99,5 @@ def test_a_wrong_mapping_is_refused(given: str) -> None:
 
 def test_values_of_any_kind_become_text_that_can_be_written() -> None:
     values = (None, float("nan"), 3, 2.5, True, ["a", "", "b"], {"text": "x"}, {"other": "x"}, b"x")
-    assert list(map(flatten, values)) == ["", "", "3", "2.5", "yes", "a\nb", "x", "", "b'x'"]
+    assert list(map(flatten, values)) == ["", "", "3", "2.5", "yes", "a\nb", "x", "", "x"]
     assert json.dumps(flatten("a\ud800b"), ensure_ascii=False).encode()

@@ -9,21 +9,21 @@ import pytest
 from loops.finetune import recommended
 from loops.finetune.faults import DatasetRefused
 from loops.finetune.records import Row
-from loops.finetune.sample import MAX_ROWS, TASKS, generate
+from loops.finetune.sample import GENERAL, MAX_ROWS, TASKS, generate
 from loops.finetune.splits import part
 
 
-@pytest.mark.parametrize("domain", TASKS)
+@pytest.mark.parametrize("domain", [*TASKS, "poetry"])
 def test_rows_vary_and_no_answer_is_in_two_splits(domain: str) -> None:
     rows = generate(domain, 600, seed=2)
     assert len({row.text for row in rows}) == 600
-    assert {row.label for row in rows} == set(TASKS[domain])
+    assert {row.label for row in rows} == set(TASKS.get(domain, GENERAL))
     answers = {name: {row.answer for row in found} for name, found in part(rows).items()}
     assert sum(map(len, answers.values())) == 600
     assert len(set().union(*answers.values())) == 600
 
 
-@pytest.mark.parametrize("domain", TASKS)
+@pytest.mark.parametrize("domain", [*TASKS, "poetry"])
 def test_as_many_as_can_be_asked_for_have_answers_of_their_own(domain: str) -> None:
     assert len({row.answer for row in generate(domain, MAX_ROWS)}) == MAX_ROWS
 
@@ -60,10 +60,20 @@ def test_answers_follow_from_the_questions() -> None:
         assert revenue == units * price
 
 
-@pytest.mark.parametrize(("domain", "count"), [("poetry", 5), ("legal", MAX_ROWS + 1)])
-def test_what_cannot_be_made_is_refused(domain: str, count: int) -> None:
+def test_more_than_can_be_different_is_refused() -> None:
     with pytest.raises(DatasetRefused, match="--sample"):
-        generate(domain, count)
+        generate("legal", MAX_ROWS + 1)
+
+
+@pytest.mark.parametrize("domain", [*TASKS, "poetry"])
+def test_what_is_reckoned_with_in_one_split_is_not_in_another_whoever_it_is_about(domain: str) -> None:
+    splits = part(generate(domain, 1800, seed=5))
+    figures = {name: {(row.label, *sorted(numbers(row.turns[0].text)), *re.findall(r"\d ([A-Z]\w+) 2", row.text))
+                      for row in found if not row.context} for name, found in splits.items()}
+    asked = sum(not row.context for found in splits.values() for row in found)
+    assert sum(map(len, figures.values())) > 0.9 * asked
+    assert not figures["train"] & figures["test"]
+    assert not figures["train"] & figures["validation"]
 
 
 def test_every_domain_has_recommended_datasets_with_licence_and_size() -> None:

@@ -17,9 +17,12 @@ from daemon.download import DownloadDamaged, DownloadInterrupted, ServerRefused
 from daemon.errors import Interrupted
 from daemon.pulling import Pulled, PullSpec, choose, pull
 from loops.events import Progress
+from loops.finetune.extra import TrainExtraMissing
 from loops.finetune.model_folder import NoModelFolder, PickledWeights
 from state.files import DiskFull
 from state.lock import Lock, StateBusy
+
+pytest.importorskip("huggingface_hub")
 
 WEIGHTS = bytes(range(256)) * 2000
 FILES = {"config.json": b'{"architectures": ["X"]}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS,
@@ -51,9 +54,8 @@ def test_what_a_conversion_needs_is_downloaded_and_neither_code_nor_pickles(hub:
     assert json.loads((tmp_path / ".nightpress-pull.json").read_text())["commit"] == COMMIT
 
 
-@pytest.mark.parametrize("blobs", [True, False])
-def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub, tmp_path: Path, blobs: bool) -> None:
-    hub.blobs, hub.files = blobs, {name: FILES[name] for name in ("config.json", "model.safetensors")}
+def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {name: FILES[name] for name in ("config.json", "model.safetensors")}
     hub.cuts = [len(FILES["config.json"]), 1000, 200_000]
     get(hub, tmp_path)
     ranges = [headers.get("Range") for method, path, headers in hub.requests
@@ -90,9 +92,7 @@ def test_what_is_there_is_not_downloaded_again_unless_it_changed(hub: Hub, tmp_p
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-@pytest.mark.parametrize("blobs", [True, False])
-def test_a_wrong_hash_is_refused_and_the_rest_kept(hub: Hub, tmp_path: Path, name: str, blobs: bool) -> None:
-    hub.blobs = blobs
+def test_a_wrong_hash_is_refused_and_the_rest_kept(hub: Hub, tmp_path: Path, name: str) -> None:
     wrong = bytearray(FILES[name])
     wrong[-1] ^= 1
     hub.sent = {name: bytes(wrong)}
@@ -104,6 +104,15 @@ def test_a_wrong_hash_is_refused_and_the_rest_kept(hub: Hub, tmp_path: Path, nam
     hub.sent = {}
     get(hub, tmp_path)
     assert (tmp_path / name).read_bytes() == FILES[name]
+
+
+@pytest.mark.parametrize("told", [{"blobs": False}, {"commit": ""}])
+def test_without_a_hash_or_a_commit_nothing_is_downloaded(hub: Hub, tmp_path: Path, told: dict[str, Any]) -> None:
+    vars(hub).update(told)
+    with pytest.raises(ServerRefused, match=r"no (size or no hash|commit)"):
+        get(hub, tmp_path / "new")
+    assert hub.downloads() == []
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_part_of_another_content_is_not_continued(hub: Hub, tmp_path: Path) -> None:
@@ -132,6 +141,28 @@ def test_a_busy_server_is_asked_again(hub: Hub, tmp_path: Path) -> None:
     assert content(tmp_path).keys() == set(CHOSEN)
 
 
+def test_a_list_is_asked_for_again_while_the_hub_is_busy_but_not_for_ever(hub: Hub, tmp_path: Path) -> None:
+    for status in (429, 503):
+        hub.requests.clear()
+        hub.statuses["/api/models/owner/model/revision/main"] = status
+        with pytest.raises(ServerRefused, match=f"answered {status}"):
+            get(hub, tmp_path)
+        assert len(hub.requests) == 3
+
+
+def test_a_longer_answer_than_announced_is_damaged(hub: Hub, tmp_path: Path) -> None:
+    hub.sent = {"model.safetensors": WEIGHTS + b"more"}
+    with pytest.raises(DownloadDamaged):
+        get(hub, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_an_answer_that_is_no_list_is_told(hub: Hub, tmp_path: Path) -> None:
+    hub.statuses["/api/models/owner/model/revision/main"] = 200
+    with pytest.raises(ServerRefused, match="it is no hub"):
+        get(hub, tmp_path)
+
+
 def test_the_token_goes_to_the_hub_and_not_to_its_storage(hub: Hub, tmp_path: Path) -> None:
     hub.token = "hf_mine"  # noqa: S105 - of the fake
     get(hub, tmp_path, token="hf_mine")  # noqa: S106
@@ -140,8 +171,9 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(hub: Hub, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("status", "said"), [(401, "HF_TOKEN"), (403, "accept its terms"), (404, "check the spelling"),
-                                              (418, "418")])
-def test_a_refusal_says_what_to_do(hub: Hub, tmp_path: Path, status: int, said: str) -> None:
+                                              (418, "418"), ("GatedRepo", "accept its terms")])
+def test_a_refusal_says_what_to_do(hub: Hub, tmp_path: Path, status: int | str, said: str) -> None:
+    hub.error_code, status = (status, 401) if isinstance(status, str) else ("", status)
     hub.statuses["/api/models/owner/model/revision/main"] = status
     with pytest.raises(ServerRefused, match=said) as caught:
         get(hub, tmp_path / "new")
@@ -156,7 +188,7 @@ def test_a_file_that_is_refused_leaves_the_others(hub: Hub, tmp_path: Path) -> N
     assert (tmp_path / "config.json").exists()
 
 
-@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil.json", "a/../../evil.json", "a\\evil.json"])
+@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil.json", "a/../../evil.json", "a\\evil.json", "evil\n.json"])
 def test_no_file_leaves_the_folder(hub: Hub, tmp_path: Path, name: str) -> None:
     hub.files[name] = b"{}"
     with pytest.raises(ServerRefused, match="outside of the folder"):
@@ -164,8 +196,9 @@ def test_no_file_leaves_the_folder(hub: Hub, tmp_path: Path, name: str) -> None:
     assert list(tmp_path.rglob("evil*")) == []
 
 
-def test_no_answer_is_told_as_such(tmp_path: Path) -> None:
-    spec = PullSpec("owner/model", tmp_path, endpoint="http://127.0.0.1:9")
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "nonsense", "http://[1"])
+def test_no_answer_is_told_as_such(tmp_path: Path, endpoint: str) -> None:
+    spec = PullSpec("owner/model", tmp_path, endpoint=endpoint)
     with pytest.raises(DownloadInterrupted, match="does not answer"):
         pull(spec, pause=lambda _seconds: None)
 
@@ -204,6 +237,13 @@ def test_a_full_disk_keeps_what_came(hub: Hub, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
     with pytest.raises(DiskFull, match="MB more than are free"):
         get(hub, tmp_path / "other")
+
+
+def test_the_library_is_asked_for_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loops.finetune.extra.find_spec", lambda _name: None)
+    with pytest.raises(TrainExtraMissing, match=r"Downloading owner/model needs huggingface_hub.*nightpress\[train\]"):
+        pull(PullSpec("owner/model", tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_two_downloads_into_one_folder_do_not_mix(hub: Hub, tmp_path: Path) -> None:
