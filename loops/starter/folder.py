@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loops.finetune.extra import require
+from loops.pass1.single import OutputThere
 from loops.starter import STARTER_GGUF
 from loops.starter.train import ROLES, tokenizer_config
-from state.faults import NightpressError
 from state.files import explained, make_folder, write_atomic
 
 WEIGHTS = "model.safetensors"
@@ -33,17 +34,11 @@ _WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight"
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
 
-class FolderThere(NightpressError):
-    """There are files of a model in the folder already; name another folder."""
-
-    exit_code: ClassVar[int] = 83
-
-
 def write_folder(target: Path) -> Path:
     """Write the starter as a Hugging Face folder and return the folder; the weights come last, whole or not at all.
 
     Raises:
-        FolderThere: the folder holds a model already, or is a file.
+        OutputThere: the folder holds a model already, or is a file.
         TrainExtraMissing: a library is missing.
         DiskFull, StateUnwritable: as the disk says.
     """
@@ -53,9 +48,9 @@ def write_folder(target: Path) -> Path:
 
     with explained(target):
         if target.exists() and not target.is_dir():
-            raise FolderThere(f"{target} is a file; name a folder.")
+            raise OutputThere(f"{target} is a file; name a folder.")
         if (target / WEIGHTS).exists():
-            raise FolderThere(f"{target} holds a model already; name another folder.")
+            raise OutputThere(f"{target} holds a model already; name another folder.")
         make_folder(target.absolute(), 0o755)
     reader = GGUFReader(STARTER_GGUF)
     facts = {name: field.contents() for name, field in reader.fields.items()}
@@ -133,8 +128,7 @@ def _config(facts: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
 
 def _tokenizer(facts: Mapping[str, Any]) -> bytes:
     """Return a SentencePiece model of the tokens, as `train.train_tokenizer` made the original's."""
-    from sentencepiece import sentencepiece_model_pb2 as sentencepiece
-
+    sentencepiece: Any = import_module("sentencepiece.sentencepiece_model_pb2")
     model = sentencepiece.ModelProto()
     tokens, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
     special = {"<unk>": _UNKNOWN, "<s>": _CONTROL, "</s>": _CONTROL, **dict.fromkeys(ROLES, _USER_DEFINED)}
