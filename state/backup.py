@@ -25,7 +25,8 @@ FORMAT = 1
 # Parents before children, so that the rows can go back in this order.
 TABLES = ("run", "candidate", "measurement", "response", "release", "event", "step", "crash", "quarantine",
           "modelfile", "job", "memo", "stage")
-_SINCE = {"job": "005_queue", "memo": "005_queue", "stage": "007_stages"}  #: the step that made a table, where not the first
+#: the step that made a table, where not the first
+_SINCE = {"job": "005_queue", "memo": "005_queue", "stage": "007_stages"}
 _SUFFIX_DEGRADED = "-degraded"
 
 

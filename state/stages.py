@@ -111,9 +111,9 @@ class Stages(Jobs):
         return rows[0] if rows else None
 
     def stages_that_made(self, sha256: str) -> list[Row]:
-        """Return the finished stages that have an output with this hash, newest first."""
+        """Return the finished stages that have an output, or a file in an output, with this hash, newest first."""
         if _SINCE not in self.migrations():
             return []
         return self.rows(
-            "SELECT * FROM stage WHERE state = 'finished' AND EXISTS (SELECT 1 FROM json_each(outputs, '$.files') AS one"
-            " WHERE json_extract(one.value, '$.sha256') = ?) ORDER BY id DESC", (sha256,))
+            "SELECT * FROM stage WHERE state = 'finished' AND EXISTS (SELECT 1 FROM json_tree(outputs, '$.files') "
+            "WHERE atom = ?) ORDER BY id DESC", (sha256,))
