@@ -325,9 +325,10 @@ def _predictions(rows: Sequence[Example], found: Mapping[str, dict[str, Any]],
             answer = dict(one["rows"][row.id])
             mine = measured[name].get(row.id)
             if mine is not None and mine.overlap is not None:
-                answer |= mine.overlap.scores
+                answer |= {"sentence_bleu" if metric == "bleu" else metric: value
+                           for metric, value in mine.overlap.scores.items()}
             answers[name] = answer
-        asked = {"prompt": [dict(message) for message in row.prompt]} if row.answers else {}
+        asked: dict[str, Any] = {"prompt": [dict(message) for message in row.prompt]} if row.answers else {}
         listed.append({"id": row.id, "domain": row.domain, "label": row.label, **asked, "reference": row.reference,
                        "answers": answers})
     return listed
@@ -341,7 +342,7 @@ def _compare(spec: EvaluateSpec, measured: Mapping[str, Mapping[str, Measured]])
     for at, first in enumerate(names):
         for second in names[at + 1:]:
             shared = [key for key in measured[first] if key in measured[second]]
-            differences = differ(*([measured[name][key] for key in shared] for name in (first, second)),
+            differences = differ([measured[first][key] for key in shared], [measured[second][key] for key in shared],
                                  seed=spec.seed)
             pairs.append({"first": first, "second": second, "rows": len(shared),
                           "differences": {name: one.as_json() for name, one in differences.items()}})

@@ -13,6 +13,7 @@ from daemon.cli.options import AsJson, DeployDir, StateDir, print_json
 if TYPE_CHECKING:
     from daemon.evaluating import Evaluated
 
+
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     app.command("evaluate")(evaluate)
@@ -29,7 +30,7 @@ def evaluate(
     split: Annotated[str, typer.Option(metavar="train|validation|test", help="Which rows.")] = "test",
     limit: Annotated[int, typer.Option(min=0, help="Only the first rows; 0 for all.")] = 0,
     by_domain: Annotated[bool, typer.Option("--by-domain", help="Each domain and class by itself too.")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="What differs between the models, and how surely.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="What differs between models, and how surely.")] = False,
     benchmark_speed: Annotated[bool, typer.Option("--benchmark-speed", help="Time the models too.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the replies; 0 is greedy.")] = 0.0,
@@ -85,6 +86,8 @@ def evaluate(
 
 
 def _interval(one: Mapping[str, Any], digits: str = ".3f") -> str:
+    if abs(one["value"]) >= 1000:
+        digits = digits.replace(".3f", ",.0f")
     text = format(one["value"], digits)
     return text if one["low"] is None else f"{text} [{one['low']:{digits}}, {one['high']:{digits}}]"
 
@@ -93,13 +96,10 @@ def _print(found: Evaluated) -> None:
     from daemon.cli.tables import console, plain_table
 
     out, models = console(), found.document["models"]
-    rows: list[tuple[str, ...]] = []
-    names = list(dict.fromkeys(name for one in models.values() for name in one["metrics"]))
-    for name in names:
-        rows.append((name.replace("_", " "), *(
-            _interval(one["metrics"][name]) if name in one["metrics"] else "" for one in models.values())))
-    rows += _more(models)
-    out.print(plain_table([("", "left"), *((name, "right") for name in models)], rows))
+    rows = [(name.replace("_", " "), *(
+        _interval(one["metrics"][name]) if name in one["metrics"] else "" for one in models.values()))
+        for name in dict.fromkeys(name for one in models.values() for name in one["metrics"])]
+    out.print(plain_table([("", "left"), *((name, "right") for name in models)], [*rows, *_more(models)]))
     if found.comparison is not None:
         for pair in found.comparison["pairs"]:
             clear = [f"{name.replace('_', ' ')} ({_interval(one, '+.3f')}, {pair[one['better']]})"
