@@ -14,6 +14,7 @@ from daemon.cli import (
     daemon,
     dataset,
     engine,
+    evaluate,
     explain,
     feelings,
     ledger,
@@ -35,7 +36,7 @@ app = typer.Typer(
          "that holds.")
 
 GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, dataset,
-          convert, calibration, feelings, ledger, engine)
+          convert, evaluate, calibration, feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 
