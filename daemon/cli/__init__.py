@@ -25,6 +25,7 @@ from daemon.cli import (
     run,
     service,
     status,
+    train,
 )
 from state.faults import NightpressError
 
@@ -35,7 +36,7 @@ app = typer.Typer(
          "that holds.")
 
 GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, dataset,
-          convert, calibration, feelings, ledger, engine)
+          convert, train, calibration, feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 
