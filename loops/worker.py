@@ -181,9 +181,15 @@ def _answers(job: Job, pipe: Pipe) -> None:
     pipe.emit(Finished(None, "", jobs.JOBS[job["job"]](job, pipe.emit)))
 
 
+def _train(job: Job, pipe: Pipe) -> None:
+    from loops.finetune.trainer import train
+
+    pipe.emit(Finished(None, "", train(job, pipe.emit, pipe.receive)))
+
+
 JOBS: dict[str, Callable[[Job, Pipe], None]] = {
     "press": _press, "probe": _probe, "smoke": _smoke, "inspect": _inspect, "levels": _levels, "engine": _engine,
-    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count, "lengths": _lengths,
+    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count, "lengths": _lengths, "train": _train,
     **dict.fromkeys(("stage", "convert", "read", "agree", "verify"), _finetune),
     **dict.fromkeys(("answer", "time"), _answers)}
 

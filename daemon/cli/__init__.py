@@ -26,6 +26,7 @@ from daemon.cli import (
     run,
     service,
     status,
+    train,
 )
 from state.faults import NightpressError
 
@@ -36,7 +37,7 @@ app = typer.Typer(
          "that holds.")
 
 GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, dataset,
-          convert, evaluate, calibration, feelings, ledger, engine)
+          convert, train, evaluate, calibration, feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 
