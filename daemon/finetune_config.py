@@ -79,7 +79,8 @@ class PressTable(Table):
     target_size: str = Field("24GB", description="levels larger than this are not built")
     max_degradation: float = Field(0.07, ge=0, le=1, description="largest loss that passes, as a share")
     levels: tuple[str, ...] = Field((), description="levels, or a ladder: original (unless set), full, iq, knees")
-    gates: tuple[str, ...] = Field((), description="such as kl_divergence:0.1")
+    gates: tuple[str, ...] | None = Field(
+        None, description="such as f1:0.05, on the validation rows; f1 and answer_perplexity unless set")
     strategy: Literal["walk", "bisect", "refine"] = Field("walk", description="through the levels")
     prefer: Literal["smallest", "score", "score-per-gb"] = Field("smallest", description="of the levels that pass")
     max_kld: float = Field(0.5, ge=0, description="mean KL divergence beyond which a level is rejected")

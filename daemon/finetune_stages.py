@@ -1,5 +1,4 @@
-"""The stages of a fine-tuning, in order: prepare, validate, train, merge, convert, parity, calibrate, press, release,
-evaluate."""
+"""The stages of a fine-tuning, in order, from `prepare` to `evaluate`."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +184,8 @@ def _calibrate(bench: Bench, work: Path) -> Made:
     source = read_source((), (str(file),), None)
     if table.matrix == "compare" and source is not None and source.held_out and overlaps(
             source.samples, {"kept back": "\n".join(sample.text for sample in source.held_out)}):
-        facts |= {"matrix": "own", "why": "the training rows share runs of words, so no part of them is new to the rest"}
+        facts |= {"matrix": "own", "why": "the training rows share runs of words, so no part of them is new to "
+                                            "the rest"}
         bench.show(Note(f"The domain's own importance matrix is used without a comparison: {facts['why']}."))
     made = {"text": file}
     if facts["matrix"] == "own":
@@ -215,8 +214,8 @@ def _collect(bench: Bench, text: Path, output: Path) -> Path:
 
     state = bench.settings.state_dir.absolute()
     plan = SinglePlan(
-        model=str(bench.file("convert", "gguf")), scratch=str(bench.settings.scratch), matrices=str(state / "imatrices"),
-        journals=str(state / "journals"), output=str(output), stem=bench.spec.name, calibration=(str(text),),
+        model=str(bench.file("convert", "gguf")), scratch=str(bench.settings.scratch),
+        matrices=str(state / "imatrices"), journals=str(state / "journals"), output=str(output), stem=bench.spec.name, calibration=(str(text),),
         chunks=bench.spec.calibrate.chunks, replace=True, options=_options(bench))
     run_job({"job": "imatrix", "plan": plan.as_json()}, bench.settings.state_dir, bench.grip, bench.show)
     return output
@@ -228,18 +227,17 @@ def _options(bench: Bench) -> EngineOptions:
                          extra_buffers=probe(settings.state_dir, bench.grip).extra_buffers)
 
 
-@cache
-def _gates_on_answers() -> bool:
-    """Tell whether a plan can name rows to answer."""
-    from loops.pass1.plan import PressPlan
-
-    return any(one.name == "dataset" for one in fields(PressPlan))
+def _gates(bench: Bench) -> tuple[str, ...]:
+    """Return the gates that are wanted, else those of the validation rows, where these have answers."""
+    if bench.spec.press.gates is not None:
+        return bench.spec.press.gates
+    rows = json.loads((bench.file("prepare", "dataset") / f"{VALIDATION}.json").read_bytes())
+    return ("f1", "answer_perplexity") if any("messages" in row for row in rows) else ()
 
 
 def _press_inputs(bench: Bench) -> dict[str, Path]:
-    found = {"gguf": bench.file("convert", "gguf"), **bench.made["calibrate"].files}
-    if _gates_on_answers():
-        found["validation"] = bench.file("prepare", "dataset") / f"{VALIDATION}.json"
+    found = {"gguf": bench.file("convert", "gguf"), **bench.made["calibrate"].files,
+             "validation": bench.file("prepare", "dataset") / f"{VALIDATION}.json"}
     if bench.spec.press.text is not None:
         found["evaluation text"] = bench.spec.press.text
     return found
@@ -249,26 +247,25 @@ def _press(bench: Bench, work: Path) -> Made:
     from daemon.pressing import press
     from daemon.settings import config_dir
     from loops.engine.ladders import expand
-    from loops.pass1.criteria import parse_gates
+    from loops.pass1.criteria import TEXTS, parse_gates
     from loops.pass1.plan import PressPlan, parse_size
 
     del work
     table, settings, made = bench.spec.press, bench.settings, bench.made["calibrate"]
-    parse_gates(table.gates, table.max_degradation)
+    gates = _gates(bench)
+    judged = {gate.name for gate in parse_gates(gates, table.max_degradation)} & set(TEXTS)
     text = (str(made.files["text"]),) if made.facts["matrix"] == "compare" else ()
-    more: dict[str, Any] = {}
-    if _gates_on_answers():
-        more["dataset"] = str(bench.file("prepare", "dataset") / f"{VALIDATION}.json")
     plan = PressPlan(
         model=str(bench.file("convert", "gguf")), name=bench.spec.name, blobs=str(settings.blobs),
         scratch=str(settings.scratch), levels=table.levels, target_bytes=parse_size(table.target_size),
         max_degradation=table.max_degradation, max_kld=table.max_kld, strategy=table.strategy, prefer=table.prefer,
         max_iterations=max(10, len(expand(table.levels))), first_scenarios=table.evaluation_prompts,
         max_scenarios=table.max_prompts, text=str(table.text) if table.text else None,
-        text_windows=table.text_windows, gates=table.gates, seeds=table.seeds, calibration=text,
+        text_windows=table.text_windows, gates=gates, seeds=table.seeds, calibration=text,
         accept_inconclusive=table.accept_inconclusive, user_domains=str(config_dir() / "calibration"),
         imatrix=str(made.files["matrix"]) if "matrix" in made.files else None,
-        timeout_s=settings.level_timeout_s, **more)
+        dataset=str(bench.file("prepare", "dataset") / f"{VALIDATION}.json") if judged else None,
+        timeout_s=settings.level_timeout_s)
     run_id = press(bench.ledger, settings, plan, bench.show, bench.grip, promoting=False)
     levels = [{key: row[key] for key in ("level", "state", "bytes", "sha256", "degradation", "reason")}
               for row in bench.ledger.candidates(run_id)]
@@ -282,7 +279,8 @@ def _release(bench: Bench, work: Path) -> Made:
     found = bench.made["press"]
     chosen, run_id = found.facts["chosen"], found.run_id
     if chosen is None or run_id is None:
-        raise NothingPassed(f"No level passed, so nothing was released. `nightpress results {run_id}` shows the reasons.")
+        raise NothingPassed(f"No level passed, so nothing was released. `nightpress results {run_id}` shows the "
+                            "reasons.")
     made = promote(bench.ledger, bench.settings, run_id, chosen, _options(bench), bench.grip)
     return Made({"model": made.model_path}, {"number": made.number, "level": chosen, "bytes": made.manifest.bytes},
                 run_id)
@@ -340,14 +338,14 @@ STAGES = (
     Stage("convert", lambda bench: {"model": _model(bench), "adapter": bench.file("train", "adapter"),
                                     "merged": bench.file("merge", "merged")},
           lambda bench: bench.spec.convert.model_dump(mode="json"), _convert),
-    Stage("parity", lambda bench: {"gguf": bench.file("convert", "gguf")}, lambda bench: {}, _parity,
+    Stage("parity", lambda bench: {"gguf": bench.file("convert", "gguf")}, lambda _bench: {}, _parity,
           lambda bench: bench.spec.convert.parity),
     Stage("calibrate", lambda bench: {"dataset": bench.file("prepare", "dataset"),
                                       "gguf": bench.file("convert", "gguf")},
           lambda bench: bench.spec.calibrate.model_dump(mode="json"), _calibrate,),
     Stage("press", _press_inputs, lambda bench: bench.spec.press.model_dump(mode="json", exclude={"text", "release"}),
           _press),
-    Stage("release", lambda bench: {}, lambda bench: {
+    Stage("release", lambda _bench: {}, lambda bench: {
         "run": bench.made["press"].run_id, "chosen": bench.made["press"].facts["chosen"],
         "levels": {row["level"]: row["sha256"] for row in bench.made["press"].facts["levels"]}}, _release,
         lambda bench: bench.spec.press.release),

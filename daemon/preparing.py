@@ -1,4 +1,4 @@
-"""The sources of a dataset by what they are called: the hub, files, or synthetic rows; and what lengths are counted in."""
+"""The rows of a dataset by what its sources are called: the hub, files, or synthetic rows."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from daemon.cli import (
     evaluate,
     explain,
     feelings,
+    finetune,
     ledger,
     make,
     queue,
@@ -37,7 +38,7 @@ app = typer.Typer(
          "that holds.")
 
 GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, dataset,
-          convert, train, evaluate, calibration, feelings, ledger, engine)
+          convert, train, evaluate, finetune, calibration, feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 

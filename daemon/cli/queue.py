@@ -42,7 +42,8 @@ def _tell(answer: dict[str, Any], as_json: bool) -> None:
 
 
 def add(
-    model: Annotated[Path, typer.Argument(help="The unquantized GGUF, or the first of its shards.")],
+    model: Annotated[Path, typer.Argument(
+        help="The unquantized GGUF, or the first of its shards; or the configuration of a fine-tuning, CONFIG.toml.")],
     target_size: Annotated[str, typer.Option(help="Levels larger than this are not built: 20GB, 800MB.")] = "24GB",
     max_degradation: Annotated[float, typer.Option(
         min=0.0, max=1.0, help="Largest loss of the score that passes, as a share.")] = 0.07,
@@ -71,6 +72,14 @@ def add(
     from state.manifest import check_name
 
     path = model.expanduser().absolute()
+    if path.suffix.lower() == ".toml":
+        from daemon.cli.finetune import enqueue
+        from daemon.finetune_config import FinetuneSpec
+        from daemon.settings import Settings
+
+        enqueue(FinetuneSpec.read(path), Settings.load(state_dir=state_dir), urgent=force, priority=priority,
+                as_json=json)
+        return
     check_model(path)
     for one in domain or ():
         Catalogue(config_dir() / "calibration").load(one)
