@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Converted:
 
 
 @dataclass
-class _Steps:
+class Steps:
     """Runs jobs whose results are remembered in the work folder: what is finished is not done again."""
 
     work: Path
@@ -153,18 +153,23 @@ def convert(spec: ConvertSpec, settings: Settings, grip: Grip, show: Show,
         work.mkdir(parents=True, exist_ok=True)
     with Lock.acquire(work / "lock", "nightpress convert"):
         _check_room(spec, models, work)
-        steps = _Steps(work, settings, grip, show)
+        steps = Steps(work, settings, grip, show)
         try:
             made, stages, notes = (_convert_legacy(spec, scripts, steps) if legacy
                                    else _convert_folder(spec, models, scripts, steps))
         except WorkerRefused as problem:
-            if problem.exit_code in _REFUSED or not _is_worth_keeping(work):
+            if refused(problem) or not _is_worth_keeping(work):
                 shutil.rmtree(work, ignore_errors=True)
             raise
         done = _deliver(spec, made, "adapter" if is_adapter(spec.source) else "legacy" if legacy else "model",
                         scripts, stages, notes)
     shutil.rmtree(work, ignore_errors=True)
     return done
+
+
+def refused(problem: WorkerRefused) -> bool:
+    """Tell whether a comparison failed: what was made is wrong, and not to be gone on with."""
+    return problem.exit_code in _REFUSED
 
 
 def _is_worth_keeping(work: Path) -> bool:
@@ -227,7 +232,7 @@ def _check_room(spec: ConvertSpec, models: Mapping[str, ModelFolder], work: Path
 
 
 def _convert_folder(spec: ConvertSpec, models: Mapping[str, ModelFolder], scripts: Converter,
-                    steps: _Steps) -> tuple[Path, list[dict[str, Any]], list[str]]:
+                    steps: Steps) -> tuple[Path, list[dict[str, Any]], list[str]]:
     """Stage and convert what is needed, then compare; return the GGUF, the stages and the notes."""
     work, staged = steps.work, {}
     for role, model in models.items():
@@ -249,9 +254,9 @@ def _convert_folder(spec: ConvertSpec, models: Mapping[str, ModelFolder], script
                                   extra_buffers=probe(steps.settings.state_dir, steps.grip).extra_buffers))
     stages: list[dict[str, Any]] = []
     if "base" in models:
-        together = _read(steps, "base and adapter", staged["base"], staged["adapter"])
+        together = read_form(steps, "base and adapter", staged["base"], [(staged["adapter"], 1.0)])
     if main == "model":
-        original = _read(steps, "the model", staged["model"], None)
+        original = read_form(steps, "the model", staged["model"])
         if "base" in models:
             stages.append(steps.run_always({"job": "agree", "stage": "merging", "first": str(together),
                                             "second": str(original)}))
@@ -266,15 +271,16 @@ def _convert_folder(spec: ConvertSpec, models: Mapping[str, ModelFolder], script
     return made, stages, list(dict.fromkeys(note for stage in stages for note in stage["notes"]))
 
 
-def _read(steps: _Steps, name: str, staged: str, adapter: str | None) -> Path:
+def read_form(steps: Steps, name: str, staged: str, adapters: Sequence[tuple[str, float]] = (),
+              tokenizer: str | None = None) -> Path:
     """Have PyTorch read the fixed text; return the folder of the reading."""
     place = steps.work / "readings" / name.replace(" ", "-")
-    steps.run(f"read-{place.name}", {"job": "read", "staged": staged, "adapter": adapter, "folder": str(place),
-                                             "name": name}, (place / "reading.json").is_file)
+    steps.run(f"read-{place.name}", {"job": "read", "staged": staged, "adapters": list(adapters), "folder": str(place),
+                                     "name": name, "tokenizer": tokenizer}, (place / "reading.json").is_file)
     return place
 
 
-def _convert_legacy(spec: ConvertSpec, scripts: Converter, steps: _Steps) -> tuple[
+def _convert_legacy(spec: ConvertSpec, scripts: Converter, steps: Steps) -> tuple[
         Path, list[dict[str, Any]], list[str]]:
     made = steps.work / "model.gguf"
     options = [part for name, value in spec.legacy.items() for part in (f"--{name}", value)]

@@ -215,7 +215,8 @@ def _collect(bench: Bench, text: Path, output: Path) -> Path:
     state = bench.settings.state_dir.absolute()
     plan = SinglePlan(
         model=str(bench.file("convert", "gguf")), scratch=str(bench.settings.scratch),
-        matrices=str(state / "imatrices"), journals=str(state / "journals"), output=str(output), stem=bench.spec.name, calibration=(str(text),),
+        matrices=str(state / "imatrices"), journals=str(state / "journals"), output=str(output),
+        stem=bench.spec.name, calibration=(str(text),),
         chunks=bench.spec.calibrate.chunks, replace=True, options=_options(bench))
     run_job({"job": "imatrix", "plan": plan.as_json()}, bench.settings.state_dir, bench.grip, bench.show)
     return output

@@ -20,6 +20,7 @@ from daemon.cli import (
     finetune,
     ledger,
     make,
+    merge,
     queue,
     recipe,
     releases,
@@ -38,7 +39,7 @@ app = typer.Typer(
          "that holds.")
 
 GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, dataset,
-          convert, train, evaluate, finetune, calibration, feelings, ledger, engine)
+          convert, train, merge, evaluate, finetune, calibration, feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 

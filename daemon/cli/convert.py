@@ -103,20 +103,17 @@ def convert(
     from daemon.cli.tables import console
     from daemon.converting import ConvertSpec
     from daemon.converting import convert as make
-    from daemon.pulling import models_folder
     from daemon.settings import Settings
+    from daemon.sources import place_of
     from daemon.workers import grip_of_signals
 
     settings = Settings.load(state_dir=state_dir, threads=threads)
 
-    def place(path: Path) -> Path:
-        there, pulled = path.expanduser().absolute(), models_folder(settings.state_dir, str(path))
-        return pulled if not there.exists() and not path.is_absolute() and pulled.is_dir() else there
-
     legacy = {"gqa": gqa, "eps": eps, "context-length": context}
     spec = ConvertSpec(
-        place(source), output.expanduser().absolute() if output else None, outtype, place(base) if base else None,
-        place(adapter) if adapter else None, llama_cpp.expanduser().absolute() if llama_cpp else None, allow_pickle,
+        place_of(source, settings), output.expanduser().absolute() if output else None, outtype,
+        place_of(base, settings) if base else None, place_of(adapter, settings) if adapter else None,
+        llama_cpp.expanduser().absolute() if llama_cpp else None, allow_pickle,
         not no_parity, force, {name: str(value) for name, value in legacy.items() if value is not None})
     with Stages(console(stderr=True)) as stages, grip_of_signals() as grip:
         done = make(spec, settings, grip, stages.show)
@@ -125,11 +122,12 @@ def convert(
                     "kind": done.kind, "converter": done.converter, "stages": list(done.stages),
                     "notes": list(done.notes)})
         return
-    _print(done.stages, done.notes)
+    print_stages(done.stages, done.notes)
     typer.echo(f"Wrote {done.path}: {done.weight_type}, {done.n_bytes:,} bytes, by the converter of {done.converter}.")
 
 
-def _print(stages: tuple[Any, ...], notes: tuple[str, ...]) -> None:
+def print_stages(stages: tuple[Any, ...], notes: tuple[str, ...]) -> None:
+    """Print how the forms of a model agreed."""
     from daemon.cli.tables import console, percent, plain_table
 
     out = console()

@@ -12,7 +12,7 @@ from loops.engine.gguf_format import read_header
 from loops.engine.model import check_finite, load_model
 from loops.engine.options import EngineOptions
 from loops.events import Event, Progress
-from loops.finetune import converter, parity, reading
+from loops.finetune import converter, lora, merging, parity, reading, tokenizer_fit
 from loops.finetune.extra import CONVERTING, require
 from loops.finetune.model_folder import (
     PickledWeights,
@@ -115,12 +115,14 @@ def read(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Have PyTorch read the fixed text and keep the reading.
 
     Args:
-        job: `staged`, `adapter` or None, both staged; `folder` that takes the reading; `name` of the form.
+        job: `staged`; `adapters`, staged, each with its weight; `folder` that takes the reading; `name` of the form;
+            `tokenizer`, a folder whose tokenizer to use, or None for the model's.
         emit: is told how far it is.
     """
     reading.read_with_torch(
         read_folder(Path(job["staged"])), Path(job["folder"]), job["name"],
-        Path(job["adapter"]) if job["adapter"] else None, _report(emit, f"reading {job['name']}"))
+        [(Path(path), weight) for path, weight in job["adapters"]], _report(emit, f"reading {job['name']}"),
+        Path(job["tokenizer"]) if job.get("tokenizer") else None)
     return {}
 
 
@@ -153,6 +155,31 @@ def agree(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     return {**found.as_json(), "notes": list(notes)}
 
 
+def merge(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Write a merged model into a folder.
+
+    Args:
+        job: `base`, staged; `adapters`, staged, each with its weight; `folder` that takes the model.
+        emit: is told how far it is.
+
+    Raises:
+        AdapterMismatch, AdapterUnmergeable, BaseQuantized: see `lora`.
+        TokenizerMismatch: an adapter was trained with another tokenizer.
+    """
+    base, folder = read_folder(Path(job["base"])), Path(job["folder"])
+    lora.check_full_precision(base)
+    adapters = [lora.read_lora(read_adapter(Path(path)), weight) for path, weight in job["adapters"]]
+    plan = lora.plan_merge(base, adapters)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    tokenizer, template, notes = tokenizer_fit.choose(base, [adapter.path for adapter in adapters], plan.rows)
+    merging.write_weights(base, adapters, plan, folder, _report(emit, "merging"))
+    merging.write_rest(base, plan, folder, tokenizer)
+    if template:
+        merging.set_template(folder, template)
+    return {"tensors": len(plan.terms), "rows": plan.rows, "notes": list(notes)}
+
+
 def verify(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Load a GGUF and compute a few tokens: what can be said of one that there is nothing to compare with.
 
@@ -166,4 +193,4 @@ def verify(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 
 JOBS: dict[str, Callable[[dict[str, Any], Emit], dict[str, Any]]] = {
-    "stage": stage_model, "convert": convert, "read": read, "agree": agree, "verify": verify}
+    "merge": merge, "stage": stage_model, "convert": convert, "read": read, "agree": agree, "verify": verify}

@@ -213,8 +213,18 @@ def _read_json(path: Path, error: type[NightpressError]) -> dict[str, Any]:
     return found
 
 
-def check_safetensors(path: Path) -> int:
-    """Check that a safetensors file is as long as its header says; return how many weights it has.
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a safetensors file: type by the format's name, shape, and where its bytes lie in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_safetensors(path: Path) -> dict[str, Stored]:
+    """Return the tensors of a safetensors file that is as long as its header says, in the order of their bytes.
 
     The layout is that of the safetensors README: eight bytes of length, a JSON header, the data.
 
@@ -228,19 +238,40 @@ def check_safetensors(path: Path) -> int:
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise WeightsDamaged(f"{path} is no safetensors file, or it is cut off; download it again.")
             header = json.loads(stream.read(length))
-        tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
-        end = max((int(facts["data_offsets"][1]) for facts in tensors.values()), default=0)
-        weights = sum(math.prod(map(int, facts["shape"])) for facts in tensors.values())
+        first = 8 + length
+        tensors = {name: Stored(str(facts["dtype"]), tuple(map(int, facts["shape"])),
+                                *(first + int(place) for place in facts["data_offsets"]))
+                   for name, facts in header.items() if name != "__metadata__"}
     except OSError as problem:
         raise WeightsDamaged(f"{path} cannot be read: {problem.strerror}.") from problem
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as problem:
         raise WeightsDamaged(f"{path} is no safetensors file: its header makes no sense.") from problem
     if not tensors:
         raise WeightsDamaged(f"{path} holds no weights; download it again.")
-    if size != 8 + length + end:
-        raise WeightsDamaged(f"{path} has {size:,} bytes instead of {8 + length + end:,}: it was cut off or damaged; "
+    end = max(tensor.end for tensor in tensors.values())
+    if size != end:
+        raise WeightsDamaged(f"{path} has {size:,} bytes instead of {end:,}: it was cut off or damaged; "
                              "download it again.")
-    return weights
+    return dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+
+
+def check_safetensors(path: Path) -> int:
+    """Check that a safetensors file is as long as its header says; return how many weights it has.
+
+    Raises:
+        WeightsDamaged: with what is wrong.
+    """
+    return sum(math.prod(tensor.shape) for tensor in read_safetensors(path).values())
+
+
+def weight_types(model: ModelFolder) -> dict[str, int]:
+    """Return how many weights of the matrices are stored in each type, by the format's names: such as BF16."""
+    counted: dict[str, int] = {}
+    for file in model.safetensors:
+        for tensor in read_safetensors(file).values():
+            if len(tensor.shape) > 1:
+                counted[tensor.dtype] = counted.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    return counted
 
 
 def stage(source: Path, folder: Path) -> Path:

@@ -10,7 +10,8 @@ import contextlib
 import ctypes
 import json
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -23,10 +24,10 @@ from loops.engine.model import Context, ContextSpec, OutOfMemory, load_model, op
 from loops.engine.native import EngineFailed, library, log
 from loops.engine.options import EngineOptions
 from loops.engine.scratch import load_array, save_array
-from loops.finetune import parity
+from loops.finetune import parity, tokenizer_fit
 from loops.finetune.converter import ConversionFailed
 from loops.finetune.extra import CONVERTING, require
-from loops.finetune.model_folder import ModelFolder
+from loops.finetune.model_folder import ModelFolder, read_safetensors, weight_types
 from loops.finetune.parity import Reading, TokenizerMismatch
 from state.files import explained, write_atomic
 
@@ -54,23 +55,24 @@ def load(folder: Path) -> tuple[Reading, Floats] | None:
     return None if logits is None else (reading, logits)
 
 
-def read_with_torch(model: ModelFolder, folder: Path, name: str, adapter: Path | None,
-                    progress: Callable[[float, float], None]) -> Reading:
+def read_with_torch(model: ModelFolder, folder: Path, name: str, adapters: Sequence[tuple[Path, float]],
+                    progress: Callable[[float, float], None], tokenizer_folder: Path | None = None) -> Reading:
     """Read the fixed text with transformers, weights and sums in 32 bits on the CPU; keep the reading in folder.
 
     Args:
         model: checked, a folder without code and pickles, see `stage`.
         folder: takes the reading.
         name: of this form, for people.
-        adapter: a LoRA adapter to put on the model, without pickles.
+        adapters: LoRA adapters to put on the model, without pickles, each with its weight.
         progress: told how far it is.
+        tokenizer_folder: whose tokenizer to use; None for the model's own.
 
     Raises:
         OutOfMemory: the weights do not fit into the memory that is free.
-        TokenizerMismatch: the tokenizer has more tokens than the model.
-        ConversionFailed: transformers cannot load the model, with its reason.
+        TokenizerMismatch: the tokenizer is that of another model, see `tokenizer_fit`.
+        ConversionFailed: transformers cannot load the model, with its reason, or weights are missing.
     """
-    require("The parity check", *CONVERTING, *(("peft",) if adapter else ()))
+    require("The parity check", *CONVERTING, *(("peft",) if adapters else ()))
     import psutil
 
     needed = 4 * model.parameters + SPARE_BYTES
@@ -86,33 +88,72 @@ def read_with_torch(model: ModelFolder, folder: Path, name: str, adapter: Path |
     progress(0, 3)
     with _loading(model, "its tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            model.path, local_files_only=True, trust_remote_code=False)
+            tokenizer_folder or model.path, local_files_only=True, trust_remote_code=False)
     with _loading(model, "its weights"):
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded, said = transformers.AutoModelForCausalLM.from_pretrained(
             model.path, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
-            attn_implementation="eager")
-    rows = loaded.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise TokenizerMismatch(f"The tokenizer of {model.path.name} has {len(tokenizer):,} tokens and the model only "
-                                f"{rows:,}: it is that of another model.")
-    if adapter is not None:
+            attn_implementation="eager", output_loading_info=True)
+    missing = sorted(said["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise ConversionFailed(f"The weights of {model.path.name} lack {missing[0]}"
+                               f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which "
+                               f"{model.architecture} has; download them again.")
+    if adapters:
         with _loading(model, "the adapter"):
-            loaded = import_module("peft").PeftModel.from_pretrained(loaded, adapter, local_files_only=True)
+            loaded = _with_adapters(loaded, adapters)
+    rows = loaded.get_input_embeddings().weight.shape[0]
+    tokenizer_fit.check_ids(model, tokenizer, rows)
     progress(1, 3)
     tokens = {sample: list(map(int, tokenizer(text)["input_ids"])) for sample, text in parity.SAMPLES.items()}
     limit = int(getattr(loaded.config, "max_position_embeddings", 0) or parity.TOKENS)
     ids = tokens["prose"][:min(parity.TOKENS, limit)]
-    with torch.inference_mode():
-        logits = loaded.eval()(torch.tensor([ids])).logits[0].float().numpy()
+    if not ids:
+        raise TokenizerMismatch(f"The tokenizer of {model.path.name} makes no tokens of English text.")
+    loaded.eval()
+
+    def compute(chosen: Sequence[int]) -> Floats:
+        with torch.inference_mode():
+            found: Floats = loaded(torch.tensor([list(chosen)])).logits[0].float().numpy()
+        return found
+
+    logits = compute(ids)
+    tokenizer_fit.check_loss(model, tokenizer(tokenizer_fit.TALK)["input_ids"][:limit], compute)
     progress(2, 3)
+    types = weight_types(model)
     reading = Reading(
         name=name, tokens=tokens, ids=ids,
         special={"bos": _id(tokenizer.bos_token_id), "eos": _id(tokenizer.eos_token_id)},
-        control=_control_of(tokenizer), template=_template_of(tokenizer), chat=_chat_of(tokenizer),
-        weight_type=str(model.config.get("dtype") or model.config.get("torch_dtype") or ""))
+        control=_control_of(tokenizer), template=tokenizer_fit.template_of(tokenizer), chat=_chat_of(tokenizer),
+        weight_type=max(types, key=types.__getitem__, default=""))
     save(folder, reading, logits)
     progress(3, 3)
     return reading
+
+
+def _with_adapters(loaded: Any, adapters: Sequence[tuple[Path, float]]) -> Any:
+    """Return a model with adapters on it, unmerged, each counting by its weight."""
+    grown = max((tensor.shape[0] for path, _weight in adapters
+                 for name, tensor in read_safetensors(path / "adapter_model.safetensors").items()
+                 if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight"))),
+                default=0)
+    if grown > loaded.get_input_embeddings().weight.shape[0]:
+        loaded.resize_token_embeddings(grown, mean_resizing=False)
+    peft = import_module("peft")
+    names = [f"adapter{number}" for number in range(len(adapters))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what would be missing is looked for in `lora.plan_merge`
+        whole = peft.PeftModel.from_pretrained(loaded, adapters[0][0], adapter_name=names[0], local_files_only=True)
+        for (path, _weight), name in list(zip(adapters, names, strict=True))[1:]:
+            whole.load_adapter(path, adapter_name=name, local_files_only=True)
+    if len(names) > 1:
+        whole.base_model.set_adapter(names)
+    for module in whole.modules():
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict):
+            for (_path, weight), name in zip(adapters, names, strict=True):
+                if name in scaling:
+                    scaling[name] *= weight
+    return whole
 
 
 @contextlib.contextmanager
@@ -139,14 +180,8 @@ def _control_of(tokenizer: Any) -> dict[int, str]:
     return special | {int(token): str(tokenizer.convert_ids_to_tokens(token)) for token in tokenizer.all_special_ids}
 
 
-def _template_of(tokenizer: Any) -> str:
-    with contextlib.suppress(ValueError):  # it has none, or several of which none is the default
-        return str(tokenizer.get_chat_template())
-    return ""
-
-
 def _chat_of(tokenizer: Any) -> list[int]:
-    if not _template_of(tokenizer):
+    if not tokenizer_fit.template_of(tokenizer):
         return []
     try:
         text = tokenizer.apply_chat_template([{"role": "user", "content": parity.QUESTION}], tokenize=False,

@@ -191,7 +191,7 @@ def test_a_file_before_gguf_is_converted_and_computes_the_same(nightpress: Any, 
     found = json.loads(nightpress("convert", str(tmp_path / "old.bin"), "--llama-cpp", str(scripts), "--eps", "1e-5",
                                   "--context", "512", "--json").stdout)
     assert (found["kind"], found["stages"]) == ("legacy", [])
-    original = reading.read_with_torch(read_folder(model), tmp_path / "r", "x", None, lambda _done, _total: None)
+    original = reading.read_with_torch(read_folder(model), tmp_path / "r", "x", (), lambda _done, _total: None)
     kept = reading.load(tmp_path / "r")
     assert kept is not None
     _, logits = reading.read_with_engine(Path(found["path"]), original, EngineOptions(), "y")
