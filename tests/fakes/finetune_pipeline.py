@@ -1,4 +1,4 @@
-"""A short way of three stages that write real files, and a process that walks it: `finetune_pipeline.py BASE [ROWS]`."""
+"""A short way of three stages that write real files, and a process that walks it: `finetune_pipeline.py BASE`."""
 
 from __future__ import annotations
 

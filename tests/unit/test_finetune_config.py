@@ -35,7 +35,7 @@ def test_the_starter_and_ids_are_no_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "said"), [
     ("nmae = 'x'\n[dataset]\nsample = true", "nmae is no key. Did you mean name?"),
     ("[dataset]\nsample = true\nlicense = 'x'", "dataset.license is no key. Did you mean licence?"),
-    ("[dataset]\nsample = true\n[train]\nlearning_rat = 1", "train.learning_rat is no key. Did you mean learning_rate?"),
+    ("[dataset]\nsample = true\n[train]\nbatsh = 1", "train.batsh is no key. Did you mean batch?"),
     ("[dataset]\nsample = true\n[train]\nmodel = 'x'", "train.model is no key"),
     ("[dataset]\nsample = true\n[train]\nepochs = 'many'", "epochs is 'many'"),
     ("[dataset]\nsample = true\n[merge]\nparty = true", "merge.party is no key. Did you mean parity?"),
