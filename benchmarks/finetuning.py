@@ -1,12 +1,12 @@
 """The starter before and after it is fine-tuned on a domain that it does not know, after pressing, and as released.
 
-The domain is `loops/starter/lanterns.py`: what three lanterns over one another mean. Of its 216 signals 80 % are
-trained with, each in three ways of asking, and 10 % are asked in the test: signals that the model never saw, which it
-can answer only by knowing what each lantern means. All is done by `nightpress finetune`; its stages, figures and the
+The domain is `loops/starter/rota.py`: what the entries of a rota stand for. Of its 216 entries 80 % are trained with,
+each in three ways of asking, and 10 % are asked in the test: entries that the model never saw, which it can read only
+by knowing what each part of them stands for. All is done by `nightpress finetune`; its stages, figures and the
 time that each took are printed. Needs `nightpress[train]`, the network once (for llama.cpp's converter), no GPU.
 
     python benchmarks/finetuning.py
-    python benchmarks/finetuning.py --folder lanterns     # kept; the same again takes seconds
+    python benchmarks/finetuning.py --folder rota     # kept; the same again takes seconds
     python benchmarks/finetuning.py --epochs 1 --levels Q8_0
 """
 
@@ -22,15 +22,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from loops.starter import lanterns
+from loops.starter import rota
 
 CONFIG = """\
-name = "lanterns"
+name = "rota"
 model = "starter"
 folder = "work"
 
 [dataset]
-files = ["lanterns.jsonl"]
+files = ["rota.jsonl"]
 licence = "CC0-1.0"
 
 [train]  # the defaults are for models a thousand times as large
@@ -45,8 +45,8 @@ max_grad_norm = 1.0
 four_bit = false
 checkpointing = false
 max_length = 128
-eval_every = 60
-save_every = 60
+eval_every = 40
+save_every = 40
 
 [press]
 levels = {levels}
@@ -69,11 +69,11 @@ def finetune(folder: Path, epochs: float, learning_rate: float, levels: list[str
         subprocess.CalledProcessError: a stage failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "lanterns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lanterns.rows()), encoding="utf-8")
+    (folder / "rota.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rota.rows()), encoding="utf-8")
     config = CONFIG.format(epochs=epochs, learning_rate=learning_rate, levels=json.dumps(levels))
-    (folder / "lanterns.toml").write_text(config + (f"limit = {limit}\n" if limit else ""), encoding="utf-8")
+    (folder / "rota.toml").write_text(config + (f"limit = {limit}\n" if limit else ""), encoding="utf-8")
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("nightpress")), "finetune", "lanterns.toml", "--json"], cwd=folder, check=True,
+        [str(Path(sys.executable).with_name("nightpress")), "finetune", "rota.toml", "--json"], cwd=folder, check=True,
         stdout=subprocess.PIPE, text=True, env={**os.environ, "NIGHTPRESS_STATE_DIR": str(folder / "state"),
                                                 "NIGHTPRESS_DEPLOY_DIR": str(folder / "deploy")})
     found: dict[str, Any] = json.loads(done.stdout)
@@ -100,8 +100,8 @@ def main() -> int:
     """Run it and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, help="to work in, and to keep (default: a temporary one)")
-    parser.add_argument("--epochs", type=float, default=4)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--levels", default="Q8_0,Q6_K,Q4_K_M,Q3_K_M,Q2_K")
     args = parser.parse_args()
     began = time.monotonic()

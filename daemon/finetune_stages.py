@@ -140,10 +140,10 @@ def _merge(bench: Bench, work: Path) -> Made:
 def _convert(bench: Bench, work: Path) -> Made:
     table = bench.spec.convert
     make_folder(work, 0o755)
-    both = {"base": _model(bench), "adapter": bench.file("train", "adapter")} if table.parity else {}
+    base, adapter = (_model(bench), bench.file("train", "adapter")) if table.parity else (None, None)
     done = convert(ConvertSpec(
-        bench.file("merge", "merged"), work / f"{bench.spec.name}.gguf", table.outtype, llama_cpp=table.llama_cpp,
-        parity=table.parity, replace=True, **both), bench.settings, bench.grip, bench.show)
+        bench.file("merge", "merged"), work / f"{bench.spec.name}.gguf", table.outtype, base, adapter,
+        table.llama_cpp, parity=table.parity, replace=True), bench.settings, bench.grip, bench.show)
     return Made({"gguf": done.path}, {"type": done.weight_type, "converter": done.converter, "stages": done.stages,
                                       "notes": done.notes})
 
@@ -332,18 +332,18 @@ STAGES = (
         "domain": bench.spec.dataset.domain or bench.spec.name, "usual_steps": bench.settings.dataset_steps}, _prepare),
     Stage("validate", lambda bench: {"dataset": bench.file("prepare", "dataset")}, lambda bench: bench.spec.dataset
           .model_dump(mode="json", include={"min_tokens", "max_tokens", "near", "strict"}), _validate),
-    Stage("train", lambda bench: {"model": _model(bench), "dataset": bench.file("prepare", "dataset")}, _train_options,
+    Stage("train", lambda bench: {"dataset": bench.file("prepare", "dataset"), "model": _model(bench)}, _train_options,
           _train),
-    Stage("merge", lambda bench: {"model": _model(bench), "adapter": bench.file("train", "adapter")},
+    Stage("merge", lambda bench: {"adapter": bench.file("train", "adapter"), "model": _model(bench)},
           lambda bench: options_of("merge", bench.spec.merge), _merge),
-    Stage("convert", lambda bench: {"model": _model(bench), "adapter": bench.file("train", "adapter"),
-                                    "merged": bench.file("merge", "merged")},
+    Stage("convert", lambda bench: {"merged": bench.file("merge", "merged"),
+                                    "adapter": bench.file("train", "adapter"), "model": _model(bench)},
           lambda bench: bench.spec.convert.model_dump(mode="json"), _convert),
     Stage("parity", lambda bench: {"gguf": bench.file("convert", "gguf")}, lambda _bench: {}, _parity,
           lambda bench: bench.spec.convert.parity),
     Stage("calibrate", lambda bench: {"dataset": bench.file("prepare", "dataset"),
                                       "gguf": bench.file("convert", "gguf")},
-          lambda bench: bench.spec.calibrate.model_dump(mode="json"), _calibrate,),
+          lambda bench: bench.spec.calibrate.model_dump(mode="json"), _calibrate),
     Stage("press", _press_inputs, lambda bench: bench.spec.press.model_dump(mode="json", exclude={"text", "release"}),
           _press),
     Stage("release", lambda _bench: {}, lambda bench: {

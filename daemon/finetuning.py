@@ -160,15 +160,15 @@ def finetune(spec: FinetuneSpec, ledger: Ledger, settings: Settings, grip: Grip,
         Interrupted: the grip was asked to end it.
         NightpressError: a stage failed, which is recorded with the reason; what was finished stays.
     """
-    if stages is None:
-        from daemon.finetune_stages import STAGES as stages  # noqa: N811 - the way that is taken unless another is given
+    from daemon.finetune_stages import STAGES
+
     bench = Bench(spec, ledger, settings, grip, show)
     with explained(bench.folder):
         make_folder(bench.folder, 0o755)
     tidy(ledger, settings.deploy)
     reached: list[Reached] = []
     with Lock.acquire(bench.folder / ".lock", "nightpress finetune"):
-        wanted = [stage for stage in stages if stage.wanted(bench)]
+        wanted = [stage for stage in stages or STAGES if stage.wanted(bench)]
         for place, stage in enumerate(wanted):
             if began is not None:
                 began(stage.name, place, len(wanted))
