@@ -109,9 +109,10 @@ class Done(BaseModel):
 
 
 class Add(Strict):
-    """A model to queue: a whole plan as `nightpress run` makes it, or the parts that matter."""
+    """A model to queue: a whole plan as `nightpress run` makes it, a whole fine-tuning, or the parts that matter."""
 
     plan: dict[str, Any] | None = None
+    finetune: dict[str, Any] | None = None
     path: str | None = None
     name: str | None = None
     target_size: str = "24GB"

@@ -60,3 +60,23 @@ class Course:
         share = min(1.0, max((before + within) / (max(1, len(self._planned)) + 1), self.place.share))
         self.place = Place(event.level, event.stage, share, len(self._ended), len(self._planned),
                            worked_s * (1 - share) / share if share > _LEAST else None)
+
+
+class StagedCourse(Course):
+    """Follows a fine-tuning: every stage counts alike, as nobody knows beforehand how long each takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stage, self._number, self._stages = "", 0, 1
+
+    def begin(self, stage: str, number: int, stages: int) -> None:
+        """Take note that a stage begins: its name, its place from 0, and how many there are."""
+        self._stage, self._number, self._stages = stage, number, stages
+        self.place = Place("", stage, number / stages, number, stages)
+
+    def take(self, event: events.Event, worked_s: float) -> None:  # noqa: ARG002 - stages are too unlike to tell
+        """Take in one event."""
+        if isinstance(event, events.Progress):
+            within = min(1.0, event.done / event.total) if event.total else 0.0
+            share = max(self.place.share, (self._number + within) / self._stages)
+            self.place = Place(event.level, f"{self._stage}: {event.stage}", share, self._number, self._stages)

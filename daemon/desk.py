@@ -113,7 +113,9 @@ class Desk:
     def add(self, wanted: answers.Add) -> answers.Done:
         """Queue a model."""
         settings = self._service.settings
-        if wanted.plan is not None:
+        if wanted.finetune is not None:
+            order = Order.of({"finetune": wanted.finetune}, settings)
+        elif wanted.plan is not None:
             order = Order.of({"plan": wanted.plan, "promoting": wanted.promoting, "fresh": wanted.fresh}, settings)
         elif wanted.path is None:
             raise OrderRefused("Say which model: path, or a whole plan.")
@@ -130,9 +132,9 @@ class Desk:
                 target_size=wanted.target_size, max_degradation=wanted.max_degradation, levels=tuple(wanted.levels),
                 gates=tuple(wanted.gates))
             order = Order(plan_for(settings, entry), wanted.promoting, wanted.fresh)
-        if order.plan is None:
+        if order.plan is None and order.finetune is None:
             raise OrderRefused("Say which model: path, or a whole plan.")
-        spec = JobSpec(order.plan.name, "command", order.as_json(), priority=wanted.priority, urgent=wanted.urgent)
+        spec = JobSpec(order.name, "command", order.as_json(), priority=wanted.priority, urgent=wanted.urgent)
         after = self._service.hub.last
         number = self._ask(lambda: self._service.foreman.add(spec))
         return answers.Done(state="queued", message=f"Queued {spec.name} as job {number}.", job=number, after=after)

@@ -245,7 +245,7 @@ class Foreman:
             OrderRefused, NightpressError: the order is none.
         """
         order = Order.of(spec.spec, self.settings)
-        if order.plan is None and order.deployed is None:
+        if order.plan is None and order.deployed is None and order.finetune is None:
             raise OrderRefused("An order needs a model to press.")
         number = self.ledger.add_job(replace(spec, spec=order.as_json()))
         self.refresh()

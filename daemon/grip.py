@@ -20,16 +20,22 @@ class Grip:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._groups: set[int] = set()
+        self._polite: set[int] = set()
         self._stopped_at: float | None = None
         self._stopped_s = 0.0
         self._end = threading.Event()
         #: why it was ended, a sentence
         self.reason = ""
 
-    def take(self, group: int) -> None:
-        """Take hold of a process group, until `let_go`."""
+    def take(self, group: int, *, polite: bool = False) -> None:
+        """Take hold of a process group, until `let_go`; a polite one is not killed at the end, but woken.
+
+        Whoever runs a polite group asks it to end when it sees `ended`, and ends it for certain.
+        """
         with self._lock:
             self._groups.add(group)
+            if polite:
+                self._polite.add(group)
             if self._end.is_set():
                 _signal(group, signal.SIGKILL)
             elif self._stopped_at is not None:
@@ -39,6 +45,7 @@ class Grip:
         """Forget a group; to be called before its leader is waited for, so that its number is still its own."""
         with self._lock:
             self._groups.discard(group)
+            self._polite.discard(group)
 
     def stop(self) -> None:
         """Stop all work until `go_on`; stopped already, it does nothing."""
@@ -67,7 +74,7 @@ class Grip:
                 self.reason = reason
                 self._end.set()
             for group in self._groups:
-                _signal(group, signal.SIGKILL)
+                _signal(group, signal.SIGCONT if group in self._polite else signal.SIGKILL)
 
     @property
     def ended(self) -> bool:

@@ -47,17 +47,24 @@ class Order:
         promoting: release the chosen level.
         fresh: measure again what was measured before.
         deployed: name of a deployed model to verify first.
+        finetune: what a whole fine-tuning is told, instead of a plan; see `daemon.finetune_config`.
     """
 
     plan: PressPlan | None
     promoting: bool = True
     fresh: bool = False
     deployed: str | None = None
+    finetune: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return str((self.finetune or {}).get("name") or (self.plan.name if self.plan else self.deployed) or "")
 
     def as_json(self) -> dict[str, Any]:
         """Return what `of` reads."""
         return {"plan": self.plan.as_json() if self.plan else None, "promoting": self.promoting, "fresh": self.fresh,
-                "deployed": self.deployed}
+                "deployed": self.deployed, "finetune": self.finetune}
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], settings: Settings) -> Order:
@@ -67,6 +74,10 @@ class Order:
             OrderRefused: it is none.
         """
         plan = None
+        if spec.get("finetune") is not None:
+            from daemon.finetune_config import FinetuneSpec
+
+            return cls(None, finetune=FinetuneSpec.of(spec["finetune"]).as_json())
         if spec.get("plan") is not None:
             plan = _plan(spec["plan"])
             plan = replace(plan, blobs=str(settings.blobs), scratch=str(settings.scratch), name=check_name(plan.name),

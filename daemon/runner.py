@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from daemon.course import Course, Place
+from daemon.course import Course, Place, StagedCourse
 from daemon.engine import probe
 from daemon.errors import Interrupted
 from daemon.grip import Grip
@@ -155,6 +155,8 @@ class Runner:
             work.run_id = found
 
         order = work.order
+        if order.finetune is not None:
+            return self._fine_tune(work, order.finetune, number, show)
         if order.deployed is not None:
             show(events.Progress("verifying the release", "", 0, 1))
             verify_deployed(work.settings, order.deployed, work.grip)
@@ -164,6 +166,17 @@ class Runner:
                        fresh=order.fresh, own_run=work.job["run_id"], opened=opened)
         run = self._ledger.run(run_id)
         return Outcome(number, run_id, run["reason"], run["chosen_level"])
+
+
+    def _fine_tune(self, work: Work, wanted: Mapping[str, Any], number: int,
+                   show: Callable[[events.Event], None]) -> Outcome:
+        from daemon.finetune_config import FinetuneSpec
+        from daemon.finetuning import finetune
+
+        course = work.course = StagedCourse()
+        done = finetune(FinetuneSpec.of(wanted), self._ledger, work.settings, work.grip, show, began=course.begin)
+        reason = f"{done.chosen} is released." if done.release else f"{len(done.stages)} stages are done."
+        return Outcome(number, done.run_id, reason, done.chosen)
 
 
 def verify_deployed(settings: Settings, model: str, grip: Grip) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,8 @@ def worker_log(state_dir: Path) -> Path:
     return state_dir / "logs" / "worker.log"
 
 
-def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None, show: Show | None = None) -> Finished:
+def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None, show: Show | None = None,
+            polite_s: float = 0.0) -> Finished:
     """Run a job that needs no ledger, to its end; a worker that is killed from outside is started again.
 
     Args:
@@ -57,6 +59,7 @@ def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None, s
         state_dir: for the worker's log.
         grip: by which it is stopped or ended; with one it has the lowest priority.
         show: is shown what the worker tells on the way.
+        polite_s: where this is more than 0, the end of the grip asks the worker to end, and gives it so many seconds.
 
     Raises:
         WorkerRefused: with the worker's sentence and exit code; 71 when it died.
@@ -65,9 +68,10 @@ def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None, s
     held = grip or Grip()
     killed = 0
     while True:
-        with WorkerProcess({**job, "demote": grip is not None}, worker_log(state_dir), held) as worker:
+        with WorkerProcess({**job, "demote": grip is not None}, worker_log(state_dir), held,
+                           polite=polite_s > 0) as worker:
             try:
-                return _finish(worker, held, show)
+                return _finish(worker, held, show, polite_s)
             except EOFError:
                 if held.ended:
                     raise Interrupted(held.reason) from None
@@ -77,10 +81,15 @@ def run_job(job: Mapping[str, Any], state_dir: Path, grip: Grip | None = None, s
                     raise WorkerRefused(f"the worker died ({died}). {worker.last_words()}", 71) from None
 
 
-def _finish(worker: WorkerProcess, grip: Grip, show: Show | None) -> Finished:
+def _finish(worker: WorkerProcess, grip: Grip, show: Show | None, polite_s: float) -> Finished:
+    deadline = None
     while True:
         if grip.ended:
-            raise Interrupted(grip.reason)
+            if deadline is None:
+                deadline = time.monotonic() + polite_s
+                worker.send({"stop": True})
+            if time.monotonic() >= deadline:
+                raise Interrupted(grip.reason)
         event = worker.next_event(TICK_S)
         if isinstance(event, Failed):
             raise WorkerRefused(event.message, event.exit_code)

@@ -41,13 +41,14 @@ def worker_environment() -> dict[str, str]:
 class WorkerProcess:
     """One worker on one job. Leaving the `with` block ends it and all its children."""
 
-    def __init__(self, job: Mapping[str, Any], log: Path, grip: Grip) -> None:
+    def __init__(self, job: Mapping[str, Any], log: Path, grip: Grip, *, polite: bool = False) -> None:
         """Start the worker.
 
         Args:
             job: what to do, see `loops.worker`.
             log: takes what it prints besides events; overwritten.
             grip: by which the worker and its children are stopped and let go on.
+            polite: the end of the grip does not kill it, see `Grip.take`.
         """
         self._log, self._grip = log, grip
         with log.open("wb") as errors:
@@ -56,7 +57,7 @@ class WorkerProcess:
                 [sys.executable, "-P", "-m", "loops.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=errors, env=worker_environment(), start_new_session=True, text=True, encoding="utf-8",
                 errors="replace")
-        grip.take(self.process.pid)
+        grip.take(self.process.pid, polite=polite)
         # where no kernel ends a stopped worker with its parent, the next start does, see `end_leftover`
         with contextlib.suppress(OSError):
             _note(log).write_text(f"{self.process.pid} {started(self.process.pid)}", encoding="ascii")

@@ -175,10 +175,23 @@ def _finetune(job: Job, pipe: Pipe) -> None:
     pipe.emit(Finished(None, "", jobs.JOBS[job["job"]](job, pipe.emit)))
 
 
+def _answers(job: Job, pipe: Pipe) -> None:
+    from loops.answers import jobs
+
+    pipe.emit(Finished(None, "", jobs.JOBS[job["job"]](job, pipe.emit)))
+
+
+def _train(job: Job, pipe: Pipe) -> None:
+    from loops.finetune.trainer import train
+
+    pipe.emit(Finished(None, "", train(job, pipe.emit, pipe.receive)))
+
+
 JOBS: dict[str, Callable[[Job, Pipe], None]] = {
     "press": _press, "probe": _probe, "smoke": _smoke, "inspect": _inspect, "levels": _levels, "engine": _engine,
-    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count, "lengths": _lengths,
-    **dict.fromkeys(("stage", "convert", "read", "agree", "verify", "merge"), _finetune)}
+    "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count, "lengths": _lengths, "train": _train,
+    **dict.fromkeys(("stage", "convert", "read", "agree", "verify", "merge"), _finetune),
+    **dict.fromkeys(("answer", "time"), _answers)}
 
 
 def main() -> int:

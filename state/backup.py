@@ -24,8 +24,9 @@ from state.queries import Queries
 FORMAT = 1
 # Parents before children, so that the rows can go back in this order.
 TABLES = ("run", "candidate", "measurement", "response", "release", "event", "step", "crash", "quarantine",
-          "modelfile", "job", "memo")
-_SINCE = {"job": "005_queue", "memo": "005_queue"}  #: the step that made a table, where not the first
+          "modelfile", "job", "memo", "stage")
+#: the step that made a table, where not the first
+_SINCE = {"job": "005_queue", "memo": "005_queue", "stage": "007_stages"}
 _SUFFIX_DEGRADED = "-degraded"
 
 
@@ -188,7 +189,7 @@ def _rows(path: Path) -> int:
     with contextlib.closing(connect(path, read_only=True)) as connection:
         if not applied(connection):
             return 0
-        tables = {"run", "event", "job"} & set(tables_of(applied(connection)))
+        tables = {"run", "event", "job", "stage"} & set(tables_of(applied(connection)))
         return sum(int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 - fixed names
                    for table in tables)
 

@@ -13,7 +13,7 @@ from state.damage import LEDGER, connect, diagnose
 from state.faults import NightpressError
 from state.files import orphans, sha256_file
 from state.owner import is_live
-from state.states import JobState, LevelState, RunState
+from state.states import JobState, LevelState, RunState, StageState
 
 if TYPE_CHECKING:
     from state.ledger import Ledger  # imports SQLModel, which checking does without
@@ -75,7 +75,7 @@ def tidy(ledger: Ledger, deploy_dir: Path, *, blobs_dir: Path | None = None) -> 
         for path in orphans(folder):
             path.unlink(missing_ok=True)
             done.append(path)
-    return [f"Removed {path}." for path in done] + ledger.recover() + ledger.requeue_orphans()
+    return [f"Removed {path}." for path in done] + ledger.recover() + ledger.requeue_orphans() + ledger.recover_stages()
 
 
 def _folders(state_dir: Path, store: BlobStore) -> list[Path]:
@@ -142,6 +142,14 @@ def _ledger(state_dir: Path) -> list[str]:
                     found.append(f"Job {number} is in no legal state ({state}).")
                 if state == JobState.WORKING and not is_live(pid, since):
                     found.append(f"Job {number} is marked working, but its service is gone.")
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'stage'").fetchone():
+            for number, name, state, pid, since in connection.execute(
+                "SELECT id, name, state, owner_pid, owner_started FROM stage"
+            ):
+                if state not in set(map(str, StageState)):
+                    found.append(f"Stage {number} ({name}) is in no legal state ({state}).")
+                if state == StageState.WORKING and not is_live(pid, since):
+                    found.append(f"Stage {number} ({name}) is marked working, but its process is gone.")
         for model, number in connection.execute(
             "SELECT p.model, p.number FROM release p JOIN run r ON r.id = p.run_id "
             "LEFT JOIN candidate c ON c.run_id = p.run_id AND c.level = p.level "

@@ -24,7 +24,6 @@ from state.clock import utc_now
 from state.damage import LEDGER, LedgerDamaged, connect, degraded, diagnose, finish_setting_aside, set_aside
 from state.faults import NightpressError, failpoint
 from state.files import explained, make_folder
-from state.jobs import Jobs
 from state.lock import Lock, StateBusy
 from state.migrations import LedgerNewer, migrate
 from state.owner import is_live, started
@@ -42,6 +41,7 @@ from state.schema import (
     Run,
     Step,
 )
+from state.stages import Stages
 from state.states import IllegalTransition, JobState, LevelState, RunState, advance
 from state.transaction import candidate_row, clean, dumps, explained_sql, present, run_row, stored, upsert
 
@@ -61,7 +61,7 @@ class LedgerMissing(NightpressError):
 _LEVEL_COLUMNS = set(Candidate.model_fields) - {"id", "run_id", "level", "state", "simulated", "updated_at"}
 
 
-class Ledger(Jobs):
+class Ledger(Stages):
     """The open ledger; a context manager. `degraded` tells of a damaged predecessor not yet restored."""
 
     def __init__(self, connection: sqlite3.Connection, state_dir: Path, lock: Lock | None) -> None:

@@ -125,6 +125,19 @@ _QUEUE = (
     ORDER BY state <> 'working', urgent DESC, priority DESC, position, id""",
 )
 
+_STAGES = (
+    """CREATE TABLE stage (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, pipeline TEXT NOT NULL, name TEXT NOT NULL, fingerprint TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('working', 'interrupted', 'finished', 'failed')),
+        inputs TEXT NOT NULL, outputs TEXT NOT NULL DEFAULT '{}', started_at TEXT NOT NULL, ended_at TEXT,
+        reason TEXT NOT NULL DEFAULT '', run_id INTEGER REFERENCES run (id), owner_pid INTEGER, owner_started TEXT)""",
+    "CREATE INDEX stage_fingerprint ON stage (fingerprint)",
+    "CREATE INDEX stage_pipeline ON stage (pipeline)",
+    # what is finished says where a deployed file comes from: nothing may change it afterwards
+    """CREATE TRIGGER stage_finished_stays BEFORE UPDATE ON stage WHEN OLD.state = 'finished'
+        BEGIN SELECT RAISE(ABORT, 'a finished stage cannot be changed'); END""",
+)
+
 MIGRATIONS: Sequence[tuple[str, Sequence[str]]] = (
     ("001_tables", _TABLES),
     ("002_simulated_stays_simulated", _TRIGGERS),
@@ -132,6 +145,7 @@ MIGRATIONS: Sequence[tuple[str, Sequence[str]]] = (
     ("004_gates", ("ALTER TABLE candidate ADD COLUMN gates TEXT NOT NULL DEFAULT '[]'",)),
     ("005_queue", _QUEUE),
     ("006_imatrix", ("ALTER TABLE candidate ADD COLUMN imatrix TEXT NOT NULL DEFAULT ''",)),
+    ("007_stages", _STAGES),
 )
 
 _BOOKKEEPING = "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_at TEXT NOT NULL)"

@@ -15,7 +15,7 @@ from state.faults import NightpressError
 
 Row = dict[str, Any]
 
-_JSON = {"plan", "tensor_types", "scores", "data", "result", "gates", "spec"}
+_JSON = {"plan", "tensor_types", "scores", "data", "result", "gates", "spec", "inputs", "outputs"}
 _FLAGS = {"simulated", "urgent"}
 
 

@@ -68,3 +68,13 @@ class JobSpec:
     key: str = ""
     priority: int = 0
     urgent: bool = False
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage of a fine-tuning about to begin; `inputs` holds its files with their hashes, and its options."""
+
+    pipeline: str
+    name: str
+    fingerprint: str
+    inputs: Mapping[str, Any]

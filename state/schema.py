@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlmodel import Field, SQLModel
 
 from state.clock import utc_now
-from state.states import JobState, LevelState, RunState
+from state.states import JobState, LevelState, RunState, StageState
 
 
 class Run(SQLModel, table=True):
@@ -184,6 +184,27 @@ class Job(SQLModel, table=True):
     owner_started: str | None = None
 
 
+class Stage(SQLModel, table=True):
+    """One execution of a stage of a fine-tuning: what it was given and what it made, each file with its hash.
+
+    `inputs` holds `files` (by role a path and a sha256) and `options`; `outputs` holds `files` and `facts`.
+    """
+
+    id: int | None = Field(default=None, primary_key=True)
+    pipeline: str = Field(index=True)
+    name: str
+    fingerprint: str = Field(index=True)
+    state: str = StageState.WORKING.value
+    inputs: str  # JSON
+    outputs: str = "{}"  # JSON
+    started_at: str = Field(default_factory=utc_now)
+    ended_at: str | None = None
+    reason: str = ""
+    run_id: int | None = Field(default=None, foreign_key="run.id")
+    owner_pid: int | None = None
+    owner_started: str | None = None
+
+
 class Memo(SQLModel, table=True):
     """Something the service keeps in mind over a restart, such as that it was paused."""
 
@@ -199,6 +220,6 @@ class Migration(SQLModel, table=True):
 
 
 TABLES: tuple[type[SQLModel], ...] = (
-    Run, Candidate, Measurement, Response, Release, Event, Step, Crash, Quarantine, Modelfile, Job, Memo,
+    Run, Candidate, Measurement, Response, Release, Event, Step, Crash, Quarantine, Modelfile, Job, Stage, Memo,
     Migration,
 )

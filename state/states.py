@@ -1,4 +1,4 @@
-"""The states of a run, a level and a job, and the only steps allowed between them."""
+"""The states of a run, a level, a job and a stage, and the only steps allowed between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from state.faults import NightpressError
 
 
 class IllegalTransition(NightpressError):
-    """A run, level or job cannot take this step from its present state; this is a bug, please report it."""
+    """A run, level, job or stage cannot take this step from its present state; this is a bug, please report it."""
 
     exit_code: ClassVar[int] = 48
 
@@ -52,6 +52,15 @@ class JobState(StrEnum):
     QUARANTINED = "quarantined"
 
 
+class StageState(StrEnum):
+    """Where a stage of a fine-tuning stands."""
+
+    WORKING = "working"
+    INTERRUPTED = "interrupted"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
 RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.RUNNING: frozenset({RunState.INTERRUPTED, RunState.FINISHED, RunState.FAILED}),
     RunState.INTERRUPTED: frozenset({RunState.RUNNING}),
@@ -89,8 +98,16 @@ JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUARANTINED: frozenset({JobState.QUEUED}),
 }
 
-_State = TypeVar("_State", RunState, LevelState, JobState)
-_NAMES = {RunState: "A run", LevelState: "A level", JobState: "A job"}
+# What is finished stays so: a stage that is done again, as its files are gone, is another row.
+STAGE_TRANSITIONS: dict[StageState, frozenset[StageState]] = {
+    StageState.WORKING: frozenset(StageState) - {StageState.WORKING},
+    StageState.INTERRUPTED: frozenset({StageState.WORKING}),
+    StageState.FAILED: frozenset({StageState.WORKING}),
+    StageState.FINISHED: frozenset(),
+}
+
+_State = TypeVar("_State", RunState, LevelState, JobState, StageState)
+_NAMES = {RunState: "A run", LevelState: "A level", JobState: "A job", StageState: "A stage"}
 
 
 def advance(old: _State, new: _State) -> _State:
@@ -102,7 +119,8 @@ def advance(old: _State, new: _State) -> _State:
     if old is new:
         return new
     table: Mapping[_State, frozenset[_State]]
-    table = {RunState: RUN_TRANSITIONS, LevelState: LEVEL_TRANSITIONS, JobState: JOB_TRANSITIONS}[type(old)]  # type: ignore[assignment]
+    table = {RunState: RUN_TRANSITIONS, LevelState: LEVEL_TRANSITIONS, JobState: JOB_TRANSITIONS,
+             StageState: STAGE_TRANSITIONS}[type(old)]  # type: ignore[assignment]
     if new not in table[old]:
         raise IllegalTransition(
             f"{_NAMES[type(old)]} cannot go from {old} to {new}; this is a bug, please report it.")

@@ -14,8 +14,10 @@ from daemon.cli import (
     daemon,
     dataset,
     engine,
+    evaluate,
     explain,
     feelings,
+    finetune,
     ledger,
     make,
     merge,
@@ -26,6 +28,7 @@ from daemon.cli import (
     run,
     service,
     status,
+    train,
 )
 from state.faults import NightpressError
 
@@ -36,7 +39,7 @@ app = typer.Typer(
          "that holds.")
 
 GROUPS = (run, results, explain, releases, daemon, status, queue, control, config, service, make, recipe, dataset,
-          convert, merge, calibration, feelings, ledger, engine)
+          convert, train, merge, evaluate, finetune, calibration, feelings, ledger, engine)
 for group in GROUPS:
     group.register(app)
 

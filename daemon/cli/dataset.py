@@ -81,6 +81,7 @@ def prepare(
     length, duplicates, near_duplicates and statistics, and on request personal_data and balance.
     """
     from calibration_data.text import NAME
+    from daemon.preparing import Wanted, load_rows
     from daemon.settings import Settings
     from loops.finetune import prepare as making
     from loops.finetune.cleaning import DEFAULT_STEPS, Cleaning, check_steps
@@ -103,8 +104,8 @@ def prepare(
     folder, parts, columns = output_dir.expanduser(), parse_shares(shares), parse_map(mapped or [])
     making.check_folder(folder, force=force)
     cleaning = Cleaning(_tokenizer(tokenizer, settings.state_dir), chosen, min_tokens, max_tokens, near, seed)
-    rows, origins = _load(domain, dataset_name, (dataset_config, dataset_split, revision), input_file or [],
-                          num_samples, seed, form, columns)
+    rows, origins = load_rows(Wanted(domain, dataset_name, (dataset_config, dataset_split, revision), input_file or [],
+                                     num_samples, seed, form, columns))
     prepared = making.prepare(rows, origins, making.Plan(
         domain, cleaning, None if sample else num_samples, parts, " ".join((licence or "").split())))
     manifest = making.write(prepared, folder)
@@ -112,27 +113,6 @@ def prepare(
         print_json({"output": str(folder), **manifest})
     else:
         _tell(prepared, manifest, folder)
-
-
-def _load(domain: str, hub: str | None, which: tuple[str | None, str | None, str | None], files: list[Path],
-          num_samples: int | None, seed: int, form: str | None, columns: dict[str, str]
-          ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Return rows and where they come from: the hub, files, or where neither is named synthetic ones."""
-    from dataclasses import replace
-
-    from loops.finetune import prepare as making
-    from loops.finetune.recommended import licence_of
-    from loops.finetune.sample import generate
-    from loops.finetune.sources import read_hub, read_path
-
-    if hub is not None:
-        sources = [replace(source, licence=source.licence or licence_of(hub)) for source in read_hub(hub, *which)]
-        return making.load(sources, form, columns)
-    if files:
-        return making.load([source for file in files for source in read_path(file.expanduser())], form, columns)
-    count = num_samples or 500
-    return generate(domain, count, seed), [{"name": f"sample-{domain}", "kind": "sample", "rows": count, "seed": seed,
-                                            "licence": "CC0-1.0"}]
 
 
 def _tell(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:

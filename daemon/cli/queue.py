@@ -42,7 +42,7 @@ def _tell(answer: dict[str, Any], as_json: bool) -> None:
 
 
 def add(
-    model: Annotated[Path, typer.Argument(help=MODEL)],
+    model: Annotated[Path, typer.Argument(help=f"{MODEL} Or the configuration of a fine-tuning, CONFIG.toml.")],
     target_size: Annotated[str, typer.Option(help="Levels larger than this are not built: 20GB, 800MB.")] = "24GB",
     max_degradation: Annotated[float, typer.Option(
         min=0.0, max=1.0, help="Largest loss of the score that passes, as a share.")] = 0.07,
@@ -71,6 +71,14 @@ def add(
     from state.ledger import JobSpec, Ledger
     from state.manifest import check_name
 
+    if model.suffix.lower() == ".toml":
+        from daemon.cli.finetune import enqueue
+        from daemon.finetune_config import FinetuneSpec
+        from daemon.settings import Settings
+
+        enqueue(FinetuneSpec.read(model.expanduser().absolute()), Settings.load(state_dir=state_dir), urgent=force,
+                priority=priority, as_json=json)
+        return
     settings, client = _open(state_dir)
     path = find(model, settings)
     if path.is_file() or not path.exists():

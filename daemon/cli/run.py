@@ -64,6 +64,9 @@ def run(
     multiple_choice: Annotated[Path | None, typer.Option(
         help="Multiple-choice questions (JSONL: question, choices, answer) to score by likelihood too.",
         show_default=False)] = None,
+    dataset: Annotated[Path | None, typer.Option(
+        metavar="DIR", show_default=False,
+        help="Answer the test rows of this dataset too, for gates such as rougeL:0.03.")] = None,
     judge: Annotated[str | None, typer.Option(
         metavar="PROVIDER[:MODEL]", show_default=False,
         help="Let anthropic or openai grade the replies of the original and of levels that passed. Needs "
@@ -142,6 +145,7 @@ def run(
         gates=tuple(gate or ()), weights=parse_weights(weight or ()), seeds=seeds, judge=judge,
         eq_bench=_absolute(eq_bench) if eq_bench else None,
         multiple_choice=_absolute(multiple_choice) if multiple_choice else None,
+        dataset=_absolute(dataset) if dataset else None,
         domains=tuple(domain or ()), calibration=tuple(_absolute(file) for file in calibration or ()),
         user_domains=str(config_dir() / "calibration"), imatrix=_absolute(imatrix) if imatrix else None,
         accept_inconclusive=accept_inconclusive, allow_requantize=allow_requantize, ignore_forecast=force,

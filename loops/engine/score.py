@@ -36,11 +36,13 @@ class Likelihood:
         total: natural log of its probability given the prompt.
         tokens: its length.
         per_token: log-probability of each token.
+        foreseen: how many of its tokens are the most probable one at their place; of equals the first.
     """
 
     total: float
     tokens: int
     per_token: tuple[float, ...]
+    foreseen: int = 0
 
     @property
     def mean(self) -> float:
@@ -147,4 +149,4 @@ def _likelihood(logits: Floats, targets: Tokens) -> Likelihood:
     if not np.isfinite(values).all():
         raise NotFinite("The model computes values that are not finite: its weights are damaged.")
     each = tuple(float(value) for value in values.astype(np.float64))
-    return Likelihood(sum(each), len(each), each)
+    return Likelihood(sum(each), len(each), each, int((logits.argmax(axis=1) == targets).sum()))

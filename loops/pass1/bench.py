@@ -13,6 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loops.answers.asking import Asker
+from loops.answers.overlap import compare
+from loops.answers.rows import Example
+from loops.answers.speaker import EngineSpeaker
 from loops.engine import generate, native, quantize
 from loops.engine.chat import prompt_tokens
 from loops.engine.gguf_check import CheckedModel
@@ -31,6 +35,7 @@ from loops.pass1.recipe import Outcome, RecipeSearch
 from loops.pass1.rig import Rig, Subject
 from loops.pass1.steps import Emit, Result, Steps
 
+ANSWER_TOKENS = 256  #: of a reply to a row of a dataset, at most
 PART = 48  #: scenarios or questions of one step; what an interruption costs at most
 
 
@@ -201,6 +206,22 @@ class Bench(Rig):
         return {"acc": accuracy.acc, "acc_interval": list(accuracy.acc_interval), "acc_norm": accuracy.acc_norm,
                 "acc_norm_interval": list(accuracy.acc_norm_interval),
                 "items": [float(right) for right in accuracy.correct_norm]}
+
+    def answers(self, subject: Subject, rows: Sequence[Example]) -> dict[str, Result]:
+        """Return, per row of a dataset, the text metrics of the reply, and how likely the reference answer is.
+
+        The scores of `loops.answers.overlap.compare`, `nll` and `tokens` of the reference, and `token_accuracy`, the
+        share of its tokens that were the most probable. Rows that do not fit into the context are left out.
+        """
+        asker = Asker(lambda: EngineSpeaker(self.loaded(subject)), subject.level, self.emit, self.steps,
+                      replace(self.sampling, max_tokens=ANSWER_TOKENS), {"subject": subject.sha256})
+        likely = asker.likelihoods(rows)
+        fitting = [row for row in rows if not likely[row.id].get("too_long")]
+        said = asker.replies(fitting, "answers")
+        return {row.id: {**compare(said[row.id]["text"], row.reference).scores,
+                         "nll": likely[row.id]["nll"], "tokens": likely[row.id]["tokens"],
+                         "token_accuracy": likely[row.id]["foreseen"] / max(1, likely[row.id]["tokens"])}
+                for row in fitting}
 
     def speed(self, subject: Subject) -> float:
         """Return tokens per second of one chat; measured once per file, on whatever the machine then did."""

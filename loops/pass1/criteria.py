@@ -18,12 +18,15 @@ WORST_SLICE = "worst-slice"
 JUDGE = "judge"
 REPLIES = ("overall", *METRICS)  #: scored on each reply
 ITEMS = ("forced_choice", "eq_bench", "multiple_choice")  #: scored on all items at once
+PERPLEXITY = "answer_perplexity"  #: of the reference answers of a dataset; the limit is its relative growth
+TEXTS = ("exact_match", "f1", "rouge1", "rouge2", "rougeL", "bleu", "token_accuracy",
+         PERPLEXITY)  #: scored on the rows of a dataset
 STATISTICS = (  #: of the whole level; what of them is recorded and grows as a level gets worse
     "perplexity", "same_top_token", "tokens_per_s", "kl_divergence", "kl_divergence_median", "kl_divergence_p90",
     "kl_divergence_p95", "kl_divergence_p99", "kl_divergence_p99.9", "kl_divergence_max", "delta_p_rms")
 RELATIVE = ("perplexity", "same_top_token", "tokens_per_s")  #: of them, those whose limit is a share
 ABSOLUTE = frozenset(STATISTICS) - frozenset(RELATIVE)
-NAMES = (*REPLIES, *ITEMS, *STATISTICS, WORST_SLICE, JUDGE)
+NAMES = (*REPLIES, *ITEMS, *TEXTS, *STATISTICS, WORST_SLICE, JUDGE)
 DEFAULTS = ("overall", "forced_choice")
 LEAST_SLICE = 8  #: scenarios that a slice must have to be judged by itself
 
@@ -118,6 +121,30 @@ def rule(gate: Gate, baseline: Sequence[float], candidate: Sequence[float], look
         return Ruling(gate.name, gate.limit, nothing, Verdict.PASS if look.may_pass else Verdict.INCONCLUSIVE)
     loss = degradation(baseline, candidate, look, seed=seed)
     return Ruling(gate.name, gate.limit, loss, decide(loss, gate.limit, may_pass=look.may_pass))
+
+
+def rule_on_answers(gate: Gate, baseline: Sequence[tuple[float, int]], candidate: Sequence[tuple[float, int]],
+                    fail_tail: float = ERROR_RATE) -> Ruling:
+    """Rule on the growth of the perplexity of the reference answers, paired by row.
+
+    exp of the difference of the losses per token, less 1; its standard error by the linearised ratio of the sums over
+    rows (Cochran 1977, chapter 6).
+
+    Args:
+        gate: on `PERPLEXITY`.
+        baseline: of each row the negative log-likelihood in nats and the tokens, by the original.
+        candidate: of the same rows, by the level.
+        fail_tail: one-sided probability that the lower bound may err.
+    """
+    tokens = sum(count for _, count in baseline)
+    lost = [mine - base for (base, _), (mine, _) in zip(baseline, candidate, strict=True)]
+    growth = sum(lost) / tokens
+    n = len(lost)
+    spread = sum((one - growth * count) ** 2 for one, (_, count) in zip(lost, baseline, strict=True))
+    error = math.sqrt(spread * n / (n - 1)) / tokens if n > 1 else math.inf
+    value = math.expm1(min(growth, 700.0))
+    loss = normal_interval(value, min((1 + value) * error, 1e300), n, fail_tail)
+    return Ruling(gate.name, gate.limit, loss, decide(loss, gate.limit))
 
 
 def rule_on_slices(gate: Gate, scenarios: Sequence[Scenario], baseline: Sequence[float],

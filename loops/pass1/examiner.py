@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from loops.answers.rows import Example, RowsRefused, read_rows
 from loops.engine.generate import Sampling
 from loops.evaluation.choices import Choice, read_choices
 from loops.evaluation.eq_bench import Question, read_questions
@@ -32,21 +33,29 @@ class Instruments:
 
     eq_bench: tuple[Question, ...] = ()
     multiple_choice: tuple[Choice, ...] = ()
+    rows: tuple[Example, ...] = ()
 
     @classmethod
     def of(cls, plan: PressPlan) -> Instruments:
         """Read them.
 
         Raises:
-            EqBenchRefused, ChoicesRefused: a file cannot be read.
+            EqBenchRefused, ChoicesRefused, RowsRefused: a file cannot be read.
             BadGate: a gate is on a metric that nothing measures.
         """
         for file, name, option in ((plan.eq_bench, "eq_bench", "--eq-bench"), (plan.judge, "judge", "--judge"),
                                    (plan.multiple_choice, "multiple_choice", "--multiple-choice")):
             if file is None and any(found.name == name for found in _gates(plan)):
                 raise criteria.BadGate(f"The gate {name} needs {option}.")
+        texts = [found.name for found in _gates(plan) if found.name in criteria.TEXTS]
+        if texts and plan.dataset is None:
+            raise criteria.BadGate(f"The gate {texts[0]} needs --dataset.")
+        rows = tuple(row for row in read_rows(Path(plan.dataset)) if row.answers) if plan.dataset else ()
+        if plan.dataset and not rows:
+            raise RowsRefused(f"The test rows of {plan.dataset} are texts, which nobody answers; conversations are "
+                              "needed.")
         return cls(read_questions(Path(plan.eq_bench)) if plan.eq_bench else (),
-                   read_choices(Path(plan.multiple_choice)) if plan.multiple_choice else ())
+                   read_choices(Path(plan.multiple_choice)) if plan.multiple_choice else (), rows)
 
 
 def _gates(plan: PressPlan) -> tuple[Gate, ...]:
@@ -131,7 +140,7 @@ class Examiner:
                 for found in self.gates if found.name in criteria.STATISTICS}
         self._answer(subject)
         for found in self.gates:
-            if found.name in ("forced_choice", "multiple_choice"):
+            if found.name in ("forced_choice", "multiple_choice", *criteria.TEXTS):
                 once[found.name] = self._rule_on_items(found, subject)
         spoken: dict[str, Ruling] = {}
         for look in self.looks:
@@ -168,23 +177,23 @@ class Examiner:
                 found = self.bench.responses(subject, part)
                 replies |= {name: {**one, "overall": overall(one, self.plan.weights)} for name, one in found.items()}
         have = self._have(subject)
-        self.scores[subject.level] = Scores(replies, have.preferences, have.multiple_choice, have.eq_bench)
+        self.scores[subject.level] = replace(have, replies=replies)
 
     def _answer(self, subject: Subject) -> None:
-        """Have the preferences on all scenarios, and the choices of the multiple-choice questions."""
+        """Have the preferences on all scenarios, the choices of questions, and the answers to the rows of a dataset."""
         have, asked = self._have(subject), self.scenarios[:self.sizes[-1]]
         choices = (self.bench.multiple_choice(subject, self.instruments.multiple_choice)
                    if self.instruments.multiple_choice else {})
-        self.scores[subject.level] = Scores(have.replies, self.bench.forced_choice(subject, asked), choices,
-                                            have.eq_bench)
+        answers = self.bench.answers(subject, self.instruments.rows) if self.instruments.rows else {}
+        self.scores[subject.level] = replace(have, preferences=self.bench.forced_choice(subject, asked),
+                                             multiple_choice=choices, answers=answers)
 
     def _ask(self, subject: Subject) -> None:
         """Have EQ-Bench answered by the original, once, and by the subject."""
         for one in (self.original, subject):
             have = self._have(one)
             if not have.eq_bench:
-                self.scores[one.level] = Scores(have.replies, have.preferences, have.multiple_choice,
-                                                self.bench.eq_bench(one, self.instruments.eq_bench))
+                self.scores[one.level] = replace(have, eq_bench=self.bench.eq_bench(one, self.instruments.eq_bench))
 
     def _paired(self, name: str, subject: Subject) -> tuple[list[float], list[float]]:
         """Return the original's and the subject's scores of the scenarios that the subject replied to."""
@@ -201,7 +210,14 @@ class Examiner:
 
     def _rule_on_items(self, found: Gate, subject: Subject) -> Ruling:
         base, mine = self._have(self.original), self._have(subject)
-        if found.name == "forced_choice":
+        if found.name == criteria.PERPLEXITY:
+            losses = [[(one.answers[name]["nll"], one.answers[name]["tokens"]) for name in base.answers]
+                      for one in (base, mine)]
+            return criteria.rule_on_answers(found, losses[0], losses[1], self.fail_tail)
+        if found.name in criteria.TEXTS:
+            pair = ([one[found.name] for one in base.answers.values()],
+                    [mine.answers[name][found.name] for name in base.answers])
+        elif found.name == "forced_choice":
             pair = ([one["forced_choice"] for one in base.preferences.values()],
                     [mine.preferences[name]["forced_choice"] for name in base.preferences])
         else:

@@ -120,6 +120,7 @@ class PressPlan:
         seeds: times that the original answers the first look by sampling, to know the noise; 0 for none.
         eq_bench: file of EQ-Bench v2 questions; None for none.
         multiple_choice: JSONL file of questions with choices; None for none.
+        dataset: folder of a dataset whose test rows are answered too; None for none.
         domains: names of calibration domains.
         calibration: files of calibration text besides.
         user_domains: folder of the user's own domains; None for none.
@@ -163,6 +164,7 @@ class PressPlan:
     eq_bench: str | None = None
     multiple_choice: str | None = None
     judge: str | None = None
+    dataset: str | None = None
     domains: tuple[str, ...] = ()
     calibration: tuple[str, ...] = ()
     user_domains: str | None = None
@@ -197,13 +199,13 @@ class PressPlan:
     def identity(self) -> dict[str, Any]:
         """Return what decides the outcome: everything but places on this machine.
 
-        What lies in those places decides too: model, scenarios, questions, texts, matrix and tool are named
+        What lies in those places decides too: model, scenarios, questions, rows, texts, matrix and tool are named
         by content.
         """
         fields = asdict(self)
         for place in ("model", "blobs", "scratch", "scenarios", "text", "tool", "eq_bench",
-                      "multiple_choice", "timeout_s", "ignore_forecast", "domains", "calibration", "user_domains",
-                      "imatrix", "source"):
+                      "multiple_choice", "dataset", "timeout_s", "ignore_forecast", "domains", "calibration",
+                      "user_domains", "imatrix", "source"):
             del fields[place]
         return fields
 

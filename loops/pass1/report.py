@@ -10,7 +10,7 @@ from typing import Any
 
 from loops.evaluation.names import METRICS
 from loops.evaluation.scenarios import Scenario
-from loops.pass1.criteria import Ruling
+from loops.pass1.criteria import PERPLEXITY, TEXTS, Ruling
 from loops.pass1.gate import Interval
 
 Row = dict[str, Any]
@@ -25,12 +25,14 @@ class Scores:
         preferences: per scenario id margin and probability of the empathic reply.
         multiple_choice: of `Bench.multiple_choice`; empty when not asked for.
         eq_bench: of `Bench.eq_bench`; empty when not asked for.
+        answers: of `Bench.answers`; empty when not asked for.
     """
 
     replies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     preferences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     multiple_choice: Mapping[str, Any] = field(default_factory=dict)
     eq_bench: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 #: what the field and the ledger call the statistics of `Divergence`
 _NAMES = {"kld": "kl_divergence", "ppl": "perplexity", "same_top": "same_top_token"}
@@ -75,6 +77,12 @@ def _score_rows(scores: Scores) -> list[Row]:
         n = len(scores.eq_bench["items"])
         rows += [{"metric": "eq_bench", "value": scores.eq_bench["score"], "n": n, "unit": "0..100"},
                  {"metric": "eq_bench_parsed", "value": scores.eq_bench["parsed"] / n, "n": n, "unit": "share"}]
+    if scores.answers:
+        answered = list(scores.answers.values())
+        rows += [_mean_row(name, [one[name] for one in answered], "0..1") for name in TEXTS if name != PERPLEXITY]
+        tokens = sum(one["tokens"] for one in answered)
+        perplexity = math.exp(min(sum(one["nll"] for one in answered) / max(1, tokens), 700.0))
+        rows.append({"metric": PERPLEXITY, "value": perplexity, "n": len(answered)})
     return rows
 
 

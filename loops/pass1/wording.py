@@ -24,6 +24,7 @@ def describe(ruling: Ruling) -> str:
     if ruling.gate in ABSOLUTE:
         return f"{name} is {loss.value:.4g} [{loss.low:.4g}, {loss.high:.4g}], {ruling.limit:g} allowed"
     value, low, high = (signed(share) for share in (loss.value, loss.low, loss.high))
-    verb = {"perplexity": "grew by", "same_top_token": "changed for"}.get(ruling.gate, "lost")
+    verb = {"perplexity": "grew by", "answer_perplexity": "grew by", "same_top_token": "changed for"}.get(
+        ruling.gate, "lost")
     count = "" if ruling.gate in RELATIVE else f", n = {loss.n}"
     return f"{name} {verb} {value} % [{low}, {high}]{count}, {100 * ruling.limit:g} % allowed"

@@ -39,6 +39,7 @@ CASES = {
     "ledger.opened": "record", "ledger.commit": "record", "ledger.committed": "record",
     "ledger.recovering": "recover", "jobs.requeueing": "requeue", "migration.applied": "migrate",
     "ledger.set_aside_marked": "open_damaged", "ledger.set_aside_renamed": "open_damaged",
+    "stage.beginning": "begin_stage", "stage.ending": "end_stage", "stages.recovering": "recover_stages",
     "backup.written": "back_up",
     "restore.built": "restore", "restore.set_aside": "restore", "restore.renamed": "restore",
 }

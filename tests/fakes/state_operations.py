@@ -114,6 +114,31 @@ def requeue(base: Path) -> None:
         ledger.requeue_orphans()
 
 
+def begin_stage(base: Path) -> None:
+    from state.ledger import Ledger
+    from state.records import StageSpec
+
+    with Ledger.open(base / "state", "test") as ledger:
+        ledger.begin_stage(StageSpec("shop", "train", "1" * 32, {"files": {}}))
+
+
+def end_stage(base: Path) -> None:
+    from state.ledger import Ledger
+    from state.records import StageSpec
+    from state.states import StageState
+
+    with Ledger.open(base / "state", "test") as ledger:
+        number = ledger.begin_stage(StageSpec("shop", "merge", "2" * 32, {"files": {}}))
+        ledger.end_stage(number, StageState.FINISHED, outputs={"files": {}})
+
+
+def recover_stages(base: Path) -> None:
+    from state.ledger import Ledger
+
+    with Ledger.open(base / "state", "test") as ledger:
+        ledger.recover_stages()
+
+
 def open_damaged(base: Path) -> None:
     from state.ledger import Ledger
 
@@ -163,7 +188,8 @@ def write_on(base: Path) -> None:
 OPERATIONS: dict[str, Callable[[Path], None]] = {
     function.__name__: function
     for function in (promote, rollback, retain, adopt, adopt_known, adopt_copied, collect, record, migrate,
-                     recover, requeue, open_damaged, back_up, restore, start_and_wait, write_on)
+                     recover, requeue, begin_stage, end_stage, recover_stages, open_damaged, back_up, restore,
+                     start_and_wait, write_on)
 }
 
 if __name__ == "__main__":
