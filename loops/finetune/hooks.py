@@ -11,8 +11,7 @@ from typing import Any
 
 from loops.events import Note, Progress
 from loops.finetune import checkpoints
-from loops.finetune.plan import TrainingDiverged
-from loops.finetune.session import Run, Stopped, peak_bytes
+from loops.finetune.session import Run, Stopped, diverged, peak_bytes
 from state.files import explained, rename
 
 
@@ -25,9 +24,7 @@ def make_trainer(run: Run, model: Any) -> Any:
         def training_step(self, *given: Any, **named: Any) -> Any:
             loss = super().training_step(*given, **named)
             if not bool(torch.isfinite(loss)):
-                raise TrainingDiverged(
-                    f"The loss is no number any more after step {self.state.global_step:,}; lower --learning-rate (now "
-                    f"{spec.learning_rate:g}) or --max-grad-norm (now {spec.max_grad_norm:g}).")
+                raise diverged("loss", int(self.state.global_step), spec, device)
             return loss
 
         def evaluate(self, *_given: Any, **_named: Any) -> dict[str, float]:
@@ -93,7 +90,7 @@ def make_trainer(run: Run, model: Any) -> Any:
     arguments = transformers.TrainingArguments(
         output_dir=str(run.folder), per_device_train_batch_size=spec.batch, max_steps=run.steps,
         gradient_accumulation_steps=spec.accumulation, learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.schedule, warmup_steps=math.ceil(spec.warmup * run.steps),
+        lr_scheduler_type=spec.schedule, warmup_steps=int(spec.warmup * run.steps),
         weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm,
         # QLoRA's own: moments go to the RAM where the GPU's memory runs short
         optim="paged_adamw_32bit" if device.name == "cuda" and device.four_bit else "adamw_torch",

@@ -209,12 +209,16 @@ def check_packing(model: Any, vocabulary: int, device: Device, name: str) -> Non
     blank = tuple([-100] * 12)
     together, alone = (collate([window], 0, packing=True) for window in (
         (Example(tuple(one), blank), Example(tuple(two), blank)), (Example(tuple(two), blank),)))
+    refusal = TrainingRefused(f"In {name}, examples in one window see each other; leave --packing out for this "
+                              "architecture.")
     model.eval()
-    with torch.inference_mode():
-        logits = [model(**{column: torch.tensor(rows, device=device.name) for column, rows in found.items()
-                           if column != "labels"}).logits[0, -12:].float() for found in (together, alone)]
+    try:
+        with torch.inference_mode():
+            logits = [model(**{column: torch.tensor(rows, device=device.name) for column, rows in found.items()
+                               if column != "labels"}).logits[0, -12:].float() for found in (together, alone)]
+    except (TypeError, ValueError) as problem:  # it takes no positions
+        raise refusal from problem
     model.train()
     bound = 1e-3 if device.dtype == "float32" else 5e-2
     if float((logits[0] - logits[1]).abs().max()) > bound * max(1.0, float(logits[1].std())):
-        raise TrainingRefused(f"In {name}, examples in one window see each other; leave --packing out for this "
-                              "architecture.")
+        raise refusal
