@@ -153,8 +153,8 @@ class Encoder:
         start = len(before) if number and before is not None and text.startswith(before) else None
         answer = turns[number]["content"].strip()
         if start is None:  # the template treats the last turn in its own way: look for the answer itself
-            common = len(os.path.commonprefix([text, before or ""])) if number else 0
-            start = text.find(answer, common)
+            shared = os.path.commonprefix([text, before or ""])  # noqa: RUF071 - by character is what is wanted
+            start = text.find(answer, len(shared) if number else 0)
         if start < 0 or not answer:
             return None
         if until is not None and text.startswith(until):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -54,8 +54,12 @@ def prepare_environment() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
 
-def choose_device(spec: TrainSpec) -> Device:
+def choose_device(spec: TrainSpec, inputs: Collection[int]) -> Device:
     """Return where to train.
+
+    Args:
+        spec: how.
+        inputs: sizes of what goes into the matrices: not every device has 4 bits for every size.
 
     Raises:
         TrainingRefused: the device that was asked for is not there.
@@ -75,23 +79,27 @@ def choose_device(spec: TrainSpec) -> Device:
         dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     elif name == "mps":
         label = "mps"
-    why_not = _no_four_bit(torch, name, dtype) if spec.four_bit else ""
+    why_not = _no_four_bit(torch, name, dtype, inputs) if spec.four_bit else ""
     return Device(name, label, dtype, spec.four_bit and not why_not, why_not, free)
 
 
-def _no_four_bit(torch: Any, device: str, dtype: str) -> str:
-    """Try a small matrix in NF4 there and back; return why it does not work, '' where it does."""
+def _no_four_bit(torch: Any, device: str, dtype: str, inputs: Collection[int]) -> str:
+    """Try small matrices in NF4 there, forth and back; return why they do not work, '' where they do."""
     if find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed"
     try:
-        layer = import_module("bitsandbytes").nn.Linear4bit(
-            128, 64, bias=False, compute_dtype=getattr(torch, dtype), quant_type="nf4").to(device)
-        given = torch.ones(2, 128, dtype=getattr(torch, dtype), device=device, requires_grad=True)
-        layer(given).sum().backward()
-        if not torch.isfinite(given.grad).all():
-            return "bitsandbytes computes no finite numbers there"
+        for size in sorted(set(inputs)):
+            layer = import_module("bitsandbytes").nn.Linear4bit(
+                size, 64, bias=False, compute_dtype=getattr(torch, dtype), quant_type="nf4").to(device)
+            given = torch.ones(1, 2, size, dtype=getattr(torch, dtype), device=device, requires_grad=True)
+            layer(given).sum().backward()
+            with torch.no_grad():  # another kernel than with gradients, on the CPU
+                alone = layer.eval()(given)
+            if not (torch.isfinite(given.grad).all() and torch.isfinite(alone).all()):
+                return "bitsandbytes computes no finite numbers there"
     except Exception as problem:  # noqa: BLE001 - a library without a kernel for a device raises anything
-        return f"bitsandbytes: {(str(problem).strip().splitlines() or [type(problem).__name__])[0][:150]}"
+        said = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")[:150]
+        return f"bitsandbytes fails on a matrix with {size} inputs ({said})"
     return ""
 
 

@@ -109,6 +109,19 @@ def test_packed_examples_have_the_loss_and_the_gradient_of_single_ones(tiny: Pat
     torch.testing.assert_close(packed[1], single[1], rtol=1e-3, atol=1e-6)
 
 
+def test_four_bits_are_left_out_with_the_reason_where_the_device_cannot(spec: TrainSpec) -> None:
+    """bitsandbytes has no kernel for every size of a matrix on the CPU, and Tiny has one with 160 inputs."""
+    from loops.finetune.loading import choose_device
+
+    pytest.importorskip("bitsandbytes")
+    four = replace(spec, four_bit=True)
+    odd, even = choose_device(four, [160, 64]), choose_device(four, [128, 64])
+    assert odd.four_bit != bool(odd.why_not)
+    assert odd.four_bit or "with 160 inputs" in odd.why_not
+    assert (even.four_bit, even.why_not) == (True, "")
+    assert choose_device(spec, [160]).why_not == ""
+
+
 def test_packing_is_refused_where_examples_see_each_other(tiny: Path) -> None:
     import torch
     import transformers
@@ -128,7 +141,8 @@ def test_a_training_leaves_an_adapter_and_its_record(spec: TrainSpec) -> None:
     assert found["validation_loss"] < found["validation_loss_before"]
     assert 3 <= found["steps"] == found["planned_steps"] < 6  # fewer than without packing
     assert (found["four_bit"], found["dtype"], found["device"][:3]) == (False, "float32", "cpu")
-    assert {"adapter_config.json", "README.md", "tokenizer_config.json"} <= {file.name for file in spec.output.iterdir()}
+    there = {file.name for file in spec.output.iterdir()}
+    assert {"adapter_config.json", "README.md", "tokenizer_config.json"} <= there
     assert "lower" in (spec.output / "README.md").read_text()
 
 
@@ -171,9 +185,9 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(spec: TrainSpec, mon
     from loops.finetune import loading
 
     chosen = loading.choose_device
-    monkeypatch.setattr(loading, "choose_device", lambda one: replace(chosen(one), free_bytes=1000))
+    monkeypatch.setattr(loading, "choose_device", lambda *one: replace(chosen(*one), free_bytes=1000))
     refused(spec, WontFit, "No settings")
-    monkeypatch.setattr(loading, "choose_device", lambda one: replace(chosen(one), free_bytes=706_000_000))
+    monkeypatch.setattr(loading, "choose_device", lambda *one: replace(chosen(*one), free_bytes=706_000_000))
     refused(replace(spec, batch=64, accumulation=2), WontFit, r"--gradient-accumulation-steps \d+ --batch-size \d+")
     run(replace(spec, batch=64, accumulation=2, force=True))
 

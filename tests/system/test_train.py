@@ -1,4 +1,4 @@
-"""`nightpress train` through the real command line: killed, asked to end, stopped, and gone on to the very same bits."""
+"""`nightpress train` through the real command line: killed, asked to end, gone on to the same bits."""
 
 from __future__ import annotations
 

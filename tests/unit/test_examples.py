@@ -27,7 +27,7 @@ def make_tokenizer(words: bool) -> Any:
     made.train_from_iterator(["the sum of one and two is three", "|>the answer is four", "one: four"] * 4,
                              trainers.BpeTrainer(vocab_size=400, show_progress=False, special_tokens=["<s>", "</s>"],
                                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")  # noqa: S106 - no password
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from daemon import training
 from daemon.grip import Grip
 from daemon.settings import Settings
-from daemon.training import TrainSpec, Trained, find_model, train
+from daemon.training import Trained, TrainSpec, find_model, train
 from loops.finetune import checkpoints, extra
 from loops.finetune.extra import TrainExtraMissing
 from loops.finetune.faults import DatasetUnreadable
@@ -189,7 +189,8 @@ def test_settings_that_fit_are_found_the_harmless_first(spec: TrainSpec) -> None
 
     found = fitting(replace(spec, checkpointing=False), fits(total(replace(spec, batch=2))), 2048, four_bit=True)
     assert found == {"--gradient-checkpointing": "", "--gradient-accumulation-steps": 8, "--batch-size": 2}
-    assert list(fitting(spec, fits(total(replace(spec, batch=1, rank=8, max_length=512))), 2048, four_bit=True))[-1] == "--max-length"
+    little = fitting(spec, fits(total(replace(spec, batch=1, rank=8, max_length=512))), 2048, four_bit=True)
+    assert little["--max-length"] == 512
     assert fitting(spec, lambda _one: False, 2048, four_bit=True) == {}
 
 
