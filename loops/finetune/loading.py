@@ -91,16 +91,29 @@ def _no_four_bit(torch: Any, device: str, dtype: str, inputs: Collection[int]) -
         for size in sorted(set(inputs)):
             layer = import_module("bitsandbytes").nn.Linear4bit(
                 size, 64, bias=False, compute_dtype=getattr(torch, dtype), quant_type="nf4").to(device)
+            _keep_unpacked(layer)
             given = torch.ones(1, 2, size, dtype=getattr(torch, dtype), device=device, requires_grad=True)
             layer(given).sum().backward()
-            with torch.no_grad():  # another kernel than with gradients, on the CPU
-                alone = layer.eval()(given)
+            with torch.no_grad():  # it may take another kernel than with gradients
+                alone = layer.eval()(given.detach())
             if not (torch.isfinite(given.grad).all() and torch.isfinite(alone).all()):
                 return "bitsandbytes computes no finite numbers there"
     except Exception as problem:  # noqa: BLE001 - a library without a kernel for a device raises anything
         said = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")[:150]
         return f"bitsandbytes fails on a matrix with {size} inputs ({said})"
     return ""
+
+
+def _keep_unpacked(model: Any) -> None:
+    """Keep 4-bit weights as they are when a model is evaluated on the CPU.
+
+    bitsandbytes repacks them there for a kernel that has no gradients, computes in bfloat16, and fails on sizes that
+    are no multiple of 64; a training that is validated on the way would go on with that
+    (`bitsandbytes.nn.Linear4bit.forward`, 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextlib.contextmanager
@@ -178,6 +191,7 @@ def load_base(model: ModelFolder, spec: TrainSpec, device: Device) -> Any:
     with explaining("the weights", model.path.name):
         base = transformers.AutoModelForCausalLM.from_pretrained(
             str(model.path), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype, **how)
+    _keep_unpacked(base)
     base.config.use_cache = False
     if device.four_bit:
         base = import_module("peft").prepare_model_for_kbit_training(

@@ -109,17 +109,43 @@ def test_packed_examples_have_the_loss_and_the_gradient_of_single_ones(tiny: Pat
     torch.testing.assert_close(packed[1], single[1], rtol=1e-3, atol=1e-6)
 
 
-def test_four_bits_are_left_out_with_the_reason_where_the_device_cannot(spec: TrainSpec) -> None:
-    """bitsandbytes has no kernel for every size of a matrix on the CPU, and Tiny has one with 160 inputs."""
-    from loops.finetune.loading import choose_device
+def test_four_bits_are_left_out_with_the_reason_where_the_device_cannot(spec: TrainSpec,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    from loops.finetune import loading
+
+    four = replace(spec, four_bit=True)
+    monkeypatch.setattr(loading, "find_spec", lambda _name: None)
+    refused = loading.choose_device(four, [64])
+    assert (refused.four_bit, refused.dtype, refused.why_not) == (False, "float32", "bitsandbytes is not installed")
+    assert loading.choose_device(spec, [64]).why_not == ""
+
+
+def test_in_four_bits_the_gradient_is_the_same_after_a_validation(spec: TrainSpec, examples: list[Any]) -> None:
+    """bitsandbytes would repack the weights for a kernel without gradients."""
+    import torch
 
     pytest.importorskip("bitsandbytes")
-    four = replace(spec, four_bit=True)
-    odd, even = choose_device(four, [160, 64]), choose_device(four, [128, 64])
-    assert odd.four_bit != bool(odd.why_not)
-    assert odd.four_bit or "with 160 inputs" in odd.why_not
-    assert (even.four_bit, even.why_not) == (True, "")
-    assert choose_device(spec, [160]).why_not == ""
+    from loops.finetune import loading
+
+    spec = replace(spec, four_bit=True, dropout=0.0)
+    device = loading.choose_device(spec, [64, 160])
+    assert (device.four_bit, device.why_not) == (True, "")
+    torch.manual_seed(0)
+    model = loading.add_adapters(loading.load_base(read_folder(spec.model), spec, device), spec,
+                                 ("q_proj", "down_proj"), spec.model)
+    ids = torch.tensor([examples[0].ids])
+    first = next(weight for name, weight in model.named_parameters() if "layers.0.self_attn.q_proj.lora_B" in name)
+    found = []
+    for _ in range(2):
+        model.train()
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        found.append(first.grad.clone())
+        model.eval()
+        with torch.no_grad():
+            model(input_ids=ids)
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 def test_packing_is_refused_where_examples_see_each_other(tiny: Path) -> None:
