@@ -129,7 +129,8 @@ class Encoder:
             span = self._span(turns, number, text)
             if span is None:
                 return None, HIDDEN
-            first, last = (self._boundary(ids, offsets, text[:place]) for place in span)
+            first = self._boundary(ids, offsets, text[:span[0]], over=False)
+            last = self._boundary(ids, offsets, text[:span[1]], over=True)
             if first is None or last is None or first >= last:
                 return None, HIDDEN
             # what a template writes after the end of the answer is not the model's to say
@@ -152,8 +153,8 @@ class Encoder:
         start = len(before) if number and before is not None and text.startswith(before) else None
         answer = turns[number]["content"].strip()
         if start is None:  # the template treats the last turn in its own way: look for the answer itself
-            common = len(os.path.commonprefix([text, before or ""])) if number else 0
-            start = text.find(answer, common)
+            shared = os.path.commonprefix([text, before or ""])  # noqa: RUF071 - by character is what is wanted
+            start = text.find(answer, len(shared) if number else 0)
         if start < 0 or not answer:
             return None
         if until is not None and text.startswith(until):
@@ -166,14 +167,19 @@ class Encoder:
         found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
         return list(found["input_ids"]), [tuple(one) for one in found["offset_mapping"]] if fast else None
 
-    def _boundary(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None, prefix: str) -> int | None:
-        """Return how many of the tokens belong to the first characters; a token over the boundary does."""
+    def _boundary(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None, prefix: str, *, over: bool
+                  ) -> int | None:
+        """Return how many of the tokens belong to the first characters, with or without one over their end.
+
+        So a token that an answer shares with what stands before or after it is trained on.
+        """
         alone = self._split(prefix)[0]
         if list(ids[:len(alone)]) == alone:
             return len(alone)
         if offsets is None:
             return None
-        return next((place for place, (start, _) in enumerate(offsets) if start >= len(prefix)), len(ids))
+        return next((place for place, (start, end) in enumerate(offsets)
+                     if (start if over else end - 1) >= len(prefix)), len(ids))
 
     def _fit(self, whole: Example, is_text: bool) -> tuple[Example | None, bool, str]:
         """Cut what is too long: a text at its end, of a conversation the oldest tokens before its last answer."""

@@ -94,8 +94,9 @@ def shape_of(model: ModelFolder) -> Shape:
     if not hidden or not layers:
         raise ModelNotTrainable(f"{model.path / 'config.json'} does not say how many layers the model has and of what "
                                 "size; it is no language model that is known here.")
+    embeddings = ("embed_tokens", "wte", "word_embeddings")
     embedded = next((shape[0] for name, shape in tensors.items()
-                     if len(shape) == 2 and any(part in name for part in ("embed_tokens", "wte", "word_embeddings"))), 0)
+                     if len(shape) == 2 and any(part in name for part in embeddings)), 0)
     heads = size("num_attention_heads", "n_head")
     return Shape(
         sum(math.prod(shape) for shape in tensors.values()),
@@ -127,7 +128,8 @@ def adapter_weights(shape: Shape, modules: tuple[str, ...], rank: int) -> int:
     return sum(rank * (one + other) for name in modules for one, other in shape.modules[name])
 
 
-def forecast(shape: Shape, spec: TrainSpec, modules: tuple[str, ...], longest: int, device: str, width: int) -> Forecast:
+def forecast(shape: Shape, spec: TrainSpec, modules: tuple[str, ...], longest: int, device: str, width: int
+             ) -> Forecast:
     """Return the memory that a training takes.
 
     Args:

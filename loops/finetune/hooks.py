@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from importlib import import_module
@@ -11,23 +10,25 @@ from typing import Any
 
 from loops.events import Note, Progress
 from loops.finetune import checkpoints
-from loops.finetune.plan import TrainingDiverged
-from loops.finetune.session import Run, Stopped, peak_bytes
+from loops.finetune.session import Run, Stopped, diverged, peak_bytes
 from state.files import explained, rename
 
 
 def make_trainer(run: Run, model: Any) -> Any:
     """Return a Trainer for a run; its classes are made here because their parents are not installed everywhere."""
-    transformers, torch = import_module("transformers"), import_module("torch")
+    from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+    from transformers import Trainer as Parent
+
+    torch = import_module("torch")
     spec, device = run.spec, run.device
 
-    class Trainer(transformers.Trainer):  # type: ignore[misc]  # of a library without types
+    class Trainer(Parent):  # type: ignore[misc]  # of a library without types
+        control: Any
+
         def training_step(self, *given: Any, **named: Any) -> Any:
             loss = super().training_step(*given, **named)
             if not bool(torch.isfinite(loss)):
-                raise TrainingDiverged(
-                    f"The loss is no number any more after step {self.state.global_step:,}; lower --learning-rate (now "
-                    f"{spec.learning_rate:g}) or --max-grad-norm (now {spec.max_grad_norm:g}).")
+                raise diverged("loss", int(self.state.global_step), spec, device)
             return loss
 
         def evaluate(self, *_given: Any, **_named: Any) -> dict[str, float]:
@@ -45,7 +46,7 @@ def make_trainer(run: Run, model: Any) -> Any:
             # without the pickle of its arguments that the parent writes
             self.model.save_pretrained(output_dir, state_dict=state_dict)
 
-    class Hooks(transformers.TrainerCallback):  # type: ignore[misc]  # of a library without types
+    class Hooks(TrainerCallback):  # type: ignore[misc]  # of a library without types
         def on_train_begin(self, _args: Any, state: Any, _control: Any, **_named: Any) -> None:
             if state.global_step and _due(run, state.global_step) and state.global_step not in dict(
                     checkpoints.evaluations(state.log_history)):
@@ -76,7 +77,8 @@ def make_trainer(run: Run, model: Any) -> Any:
                 run.emit(Note(f"Stopping early: no better for {late} evaluation{'' if late == 1 else 's'}."))
                 control.should_save = control.should_training_stop = True
 
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_named: Any) -> None:
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None,
+                   **_named: Any) -> None:
             if logs and "loss" in logs:
                 _tell(run, state, logs)
 
@@ -90,10 +92,10 @@ def make_trainer(run: Run, model: Any) -> Any:
         run.course.tokens += int(batch["input_ids"].numel())
         return batch
 
-    arguments = transformers.TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.folder), per_device_train_batch_size=spec.batch, max_steps=run.steps,
         gradient_accumulation_steps=spec.accumulation, learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.schedule, warmup_steps=math.ceil(spec.warmup * run.steps),
+        lr_scheduler_type=spec.schedule, warmup_steps=int(spec.warmup * run.steps),
         weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm,
         # QLoRA's own: moments go to the RAM where the GPU's memory runs short
         optim="paged_adamw_32bit" if device.name == "cuda" and device.four_bit else "adamw_torch",
@@ -104,7 +106,7 @@ def make_trainer(run: Run, model: Any) -> Any:
         label_names=["labels"])
     trainer = Trainer(model=model, args=arguments, train_dataset=list(run.trained), data_collator=collate,
                       callbacks=[Hooks()])
-    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
@@ -129,8 +131,8 @@ def _tell(run: Run, state: Any, logs: dict[str, Any]) -> None:
     speed = course.tokens / max(1e-9, now - course.spoke)
     done = max(1, run.step - course.start)
     left = (now - course.began) / done * (run.steps - run.step)
-    run.emit(Note(f"Step {run.step:,} of {run.steps:,}, epoch {state.epoch:.2f}: loss {logs['loss']:.4f}, learning rate "
-                  f"{logs['learning_rate']:.2g}, {speed:,.0f} tokens/s, about {_duration(left)} left."))
+    run.emit(Note(f"Step {run.step:,} of {run.steps:,}, epoch {state.epoch:.2f}: loss {logs['loss']:.4f}, learning "
+                  f"rate {logs['learning_rate']:.2g}, {speed:,.0f} tokens/s, about {_duration(left)} left."))
     course.tokens, course.spoke = 0, now
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -54,8 +54,12 @@ def prepare_environment() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
 
-def choose_device(spec: TrainSpec) -> Device:
+def choose_device(spec: TrainSpec, inputs: Collection[int]) -> Device:
     """Return where to train.
+
+    Args:
+        spec: how.
+        inputs: sizes of what goes into the matrices: not every device has 4 bits for every size.
 
     Raises:
         TrainingRefused: the device that was asked for is not there.
@@ -75,24 +79,41 @@ def choose_device(spec: TrainSpec) -> Device:
         dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     elif name == "mps":
         label = "mps"
-    why_not = _no_four_bit(torch, name, dtype) if spec.four_bit else ""
+    why_not = _no_four_bit(torch, name, dtype, inputs) if spec.four_bit else ""
     return Device(name, label, dtype, spec.four_bit and not why_not, why_not, free)
 
 
-def _no_four_bit(torch: Any, device: str, dtype: str) -> str:
-    """Try a small matrix in NF4 there and back; return why it does not work, '' where it does."""
+def _no_four_bit(torch: Any, device: str, dtype: str, inputs: Collection[int]) -> str:
+    """Try small matrices in NF4 there, forth and back; return why they do not work, '' where they do."""
     if find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed"
     try:
-        layer = import_module("bitsandbytes").nn.Linear4bit(
-            128, 64, bias=False, compute_dtype=getattr(torch, dtype), quant_type="nf4").to(device)
-        given = torch.ones(2, 128, dtype=getattr(torch, dtype), device=device, requires_grad=True)
-        layer(given).sum().backward()
-        if not torch.isfinite(given.grad).all():
-            return "bitsandbytes computes no finite numbers there"
+        for size in sorted(set(inputs)):
+            layer = import_module("bitsandbytes").nn.Linear4bit(
+                size, 64, bias=False, compute_dtype=getattr(torch, dtype), quant_type="nf4").to(device)
+            _keep_unpacked(layer)
+            given = torch.ones(1, 2, size, dtype=getattr(torch, dtype), device=device, requires_grad=True)
+            layer(given).sum().backward()
+            with torch.no_grad():  # it may take another kernel than with gradients
+                alone = layer.eval()(given.detach())
+            if not (torch.isfinite(given.grad).all() and torch.isfinite(alone).all()):
+                return "bitsandbytes computes no finite numbers there"
     except Exception as problem:  # noqa: BLE001 - a library without a kernel for a device raises anything
-        return f"bitsandbytes: {(str(problem).strip().splitlines() or [type(problem).__name__])[0][:150]}"
+        said = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")[:150]
+        return f"bitsandbytes fails on a matrix with {size} inputs ({said})"
     return ""
+
+
+def _keep_unpacked(model: Any) -> None:
+    """Keep 4-bit weights as they are when a model is evaluated on the CPU.
+
+    bitsandbytes repacks them there for a kernel that has no gradients, computes in bfloat16, and fails on sizes that
+    are no multiple of 64; a training that is validated on the way would go on with that
+    (`bitsandbytes.nn.Linear4bit.forward`, 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextlib.contextmanager
@@ -170,6 +191,7 @@ def load_base(model: ModelFolder, spec: TrainSpec, device: Device) -> Any:
     with explaining("the weights", model.path.name):
         base = transformers.AutoModelForCausalLM.from_pretrained(
             str(model.path), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype, **how)
+    _keep_unpacked(base)
     base.config.use_cache = False
     if device.four_bit:
         base = import_module("peft").prepare_model_for_kbit_training(
@@ -209,12 +231,16 @@ def check_packing(model: Any, vocabulary: int, device: Device, name: str) -> Non
     blank = tuple([-100] * 12)
     together, alone = (collate([window], 0, packing=True) for window in (
         (Example(tuple(one), blank), Example(tuple(two), blank)), (Example(tuple(two), blank),)))
+    refusal = TrainingRefused(f"In {name}, examples in one window see each other; leave --packing out for this "
+                              "architecture.")
     model.eval()
-    with torch.inference_mode():
-        logits = [model(**{column: torch.tensor(rows, device=device.name) for column, rows in found.items()
-                           if column != "labels"}).logits[0, -12:].float() for found in (together, alone)]
+    try:
+        with torch.inference_mode():
+            logits = [model(**{column: torch.tensor(rows, device=device.name) for column, rows in found.items()
+                               if column != "labels"}).logits[0, -12:].float() for found in (together, alone)]
+    except (TypeError, ValueError) as problem:  # it takes no positions
+        raise refusal from problem
     model.train()
     bound = 1e-3 if device.dtype == "float32" else 5e-2
     if float((logits[0] - logits[1]).abs().max()) > bound * max(1.0, float(logits[1].std())):
-        raise TrainingRefused(f"In {name}, examples in one window see each other; leave --packing out for this "
-                              "architecture.")
+        raise refusal

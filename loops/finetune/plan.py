@@ -144,9 +144,10 @@ class TrainSpec:
             if getattr(self, name) < low:
                 raise TrainingRefused(f"{name.replace('_', ' ')} is {getattr(self, name)}; it is at least {low}.")
         ranges = {"epochs": (0.0, 1e4), "learning_rate": (0.0, 1.0), "max_grad_norm": (0.0, 1e6)}
-        for name, (low, high) in ranges.items():
-            if not (math.isfinite(value := getattr(self, name)) and low < value <= high):
-                raise TrainingRefused(f"{name.replace('_', ' ')} is {value}; it is above {low:g} and at most {high:g}.")
+        for name, (above, high) in ranges.items():
+            if not (math.isfinite(value := getattr(self, name)) and above < value <= high):
+                raise TrainingRefused(f"{name.replace('_', ' ')} is {value}; it is above {above:g} and at most "
+                                      f"{high:g}.")
         for name in ("warmup", "weight_decay", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingRefused(f"{name.replace('_', ' ')} is {getattr(self, name)}; it is from 0 to below 1.")

@@ -68,6 +68,16 @@ def peak_bytes(device: Device) -> int:
     return most if sys.platform == "darwin" else most * 1024  # kilobytes but on macOS
 
 
+def diverged(what: str, step: int, spec: TrainSpec, device: Device) -> TrainingDiverged:
+    """Return the error for a loss that is no number after a step."""
+    if not step:
+        return TrainingDiverged(f"The {what} is no number before anything was learned: {spec.model.name} has weights "
+                                f"that are no numbers, or overflows in {device.dtype}"
+                                f"{' and 4 bits; try --no-4bit' if device.four_bit else ''}.")
+    return TrainingDiverged(f"The {what} is no number any more after step {step:,}; lower --learning-rate (now "
+                            f"{spec.learning_rate:g}) or --max-grad-norm (now {spec.max_grad_norm:g}).")
+
+
 class Run:
     """One session of a training, from its newest checkpoint to the end or to the next one."""
 
@@ -169,6 +179,5 @@ class Run:
         if self.course.stopped:
             return None
         if not math.isfinite(total):
-            raise TrainingDiverged(f"The validation loss is no number after step {self.step:,}; lower --learning-rate "
-                                   f"(now {self.spec.learning_rate:g}).")
+            raise diverged("validation loss", self.step, self.spec, self.device)
         return total / max(1, tokens)

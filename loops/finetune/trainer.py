@@ -73,7 +73,7 @@ def train(job: dict[str, Any], emit: Emit, receive: Callable[[], Any]) -> dict[s
     _check_ids(encoded, shape, model)
     for note in notes:
         emit(Note(note))
-    device = loading.choose_device(spec)
+    device = loading.choose_device(spec, {size for found in shape.modules.values() for size, _ in found})
     if spec.four_bit and not device.four_bit:
         emit(Note(f"No 4 bits on this device, so the base is in {device.dtype}: {device.why_not}."))
     trained = windows(encoded["train"].examples, length, spec.packing)
@@ -162,8 +162,8 @@ def _check_room(spec: TrainSpec, shape: Shape, modules: tuple[str, ...], found: 
 
     as_done = replace(spec, four_bit=device.four_bit)
     expected = needs(as_done)
-    emit(Note(f"{device.label}: about {expected.total / 1e9:,.2f} GB of {device.free_bytes / 1e9:,.2f} GB that are free "
-              f"(weights {expected.weights / 1e6:,.0f} MB{' in NF4' if device.four_bit else f', {device.dtype}'}, "
+    emit(Note(f"{device.label}: about {expected.total / 1e9:,.2f} GB of {device.free_bytes / 1e9:,.2f} GB that are "
+              f"free (weights {expected.weights / 1e6:,.0f} MB{' in NF4' if device.four_bit else f', {device.dtype}'}, "
               f"adapters with gradients and moments {16 * expected.adapters / 4e6:,.0f} MB, activations "
               f"{expected.activations / 1e6:,.0f} MB)."))
     if expected.total > device.free_bytes and not spec.force:
