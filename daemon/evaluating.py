@@ -284,7 +284,7 @@ def _write(spec: EvaluateSpec, rows: Sequence[Example], models: Sequence[Chosen]
         "machine": machine() if speeds else None, "models": {}}
     for model in models:
         one = found[model.name]
-        more = {name: one[name] for name in ("multiple_choice", "eq_bench", "judge") if name in one}
+        more: dict[str, Any] = {name: one[name] for name in ("multiple_choice", "eq_bench", "judge") if name in one}
         if model.name in speeds:
             more["speed"] = summarise_speed(speeds[model.name])
         document["models"][model.name] = {

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-for library in ("torch", "transformers", "sentencepiece"):
-    pytest.importorskip(library, reason="needs nightpress[train]")
 
 from loops.answers.jobs import answer, measure_time
 from loops.answers.overlap import compare
@@ -26,7 +24,9 @@ from loops.events import Event
 from loops.finetune.model_folder import PickledWeights, read_folder
 from loops.starter import STARTER_GGUF
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # warnings of libraries that are not ours
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    any(find_spec(library) is None for library in ("torch", "transformers", "sentencepiece")),
+    reason="needs nightpress[train]"), pytest.mark.filterwarnings("default")]  # warnings of libraries that are not ours
 WORDS = ("My dog died and I am sad.", "They gave me the job!", "Zoë said <s> to me, 3 times.", "I feel nothing at all.")
 REPLIES = ("I am so sorry. That must hurt.", "Congratulations, you earned it!", "What did you feel then?", "")
 
@@ -89,11 +89,9 @@ def test_both_forms_give_the_same_figures_within_a_thousandth(job: dict[str, Any
     assert forms[0]["engine"]["name"] == "llama.cpp"
     assert forms[1]["engine"]["name"] == "transformers"
     references = dict(zip("0123", REPLIES, strict=True)) | {"system": REPLIES[0]}
-    found = []
-    for form in forms:
-        found.append(summarise([Measured(
-            row["nll"], row["tokens"], row["foreseen"],
-            compare(row["text"], references[name]) if "text" in row else None) for name, row in form["rows"].items()]))
+    found = [summarise([Measured(
+        row["nll"], row["tokens"], row["foreseen"], compare(row["text"], references[name]) if "text" in row else None)
+        for name, row in form["rows"].items()]) for form in forms]
     assert [row["tokens"] for row in forms[0]["rows"].values()] == [row["tokens"] for row in forms[1]["rows"].values()]
     assert found[1].keys() == found[0].keys()
     for name, metric in found[0].items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -56,7 +55,8 @@ def test_models_are_measured_compared_and_written_down(nightpress: Any, dataset:
     assert "tiny has no chat template" in done.stderr
     metrics, predictions = read(out, "metrics.json"), read(out, "predictions.json")
     starter, other = metrics["models"]["starter"], metrics["models"]["tiny"]
-    assert (starter["rows"], starter["too_long"], starter["chat_template"], other["chat_template"]) == (8, 0, True, False)
+    assert (starter["rows"], starter["too_long"]) == (8, 0)
+    assert (starter["chat_template"], other["chat_template"]) == (True, False)
     assert metrics["dataset"]["rows"] == 8
     for one in (starter, other):
         for found in one["metrics"].values():
@@ -112,8 +112,7 @@ def test_a_model_that_says_what_is_wanted_has_every_point(nightpress: Any, datas
 
 
 def test_one_model_under_two_names_does_not_differ(nightpress: Any, dataset: Path, starter: Path) -> None:
-    os.link(starter, nightpress.base / "same.gguf") if os.stat(starter).st_dev == os.stat(
-        nightpress.base).st_dev else (nightpress.base / "same.gguf").symlink_to(starter)
+    (nightpress.base / "same.gguf").symlink_to(starter)
     found = json.loads(nightpress("evaluate", "starter", "same.gguf", "--dataset", str(dataset), "--compare", "--json",
                                   "--limit", "4", *SHORT).stdout)
     pair, = found["comparison"]["pairs"]

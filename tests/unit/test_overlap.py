@@ -12,8 +12,9 @@ import pytest
 
 from loops.answers.overlap import METRICS, bleu_of, bleu_tokens, compare, longest_common, rouge_tokens, squad_tokens
 
-WORDS = ("the a an cat, sat. on 3.5 mats - 1-2 dog's &amp; &quot;x&quot; U.S. (b) don't 7,000 A The THE. well-known "
-         "e.g., 50% $3 #1 state-of-the-art x=y 'quoted' [1] {z} ~ `code` \\ / ! ? ; : <skipped> -").split()
+TEXT = """the a an cat, sat. on 3.5 mats - 1-2 dog's &amp; &quot;x&quot; U.S. (b) don't 7,000 A The THE. well-known
+           e.g., 50% $3 #1 state-of-the-art x=y 'quoted' [1] {z} ~ `code` \\ / ! ? ; : <skipped> -"""
+WORDS = TEXT.split()
 
 
 def pairs(count: int, longest: int = 12) -> list[tuple[str, str]]:
