@@ -284,13 +284,15 @@ def _write(spec: EvaluateSpec, rows: Sequence[Example], models: Sequence[Chosen]
         "machine": machine() if speeds else None, "models": {}}
     for model in models:
         one = found[model.name]
+        more: dict[str, Any] = {name: one[name] for name in ("multiple_choice", "eq_bench", "judge") if name in one}
+        if model.name in speeds:
+            more["speed"] = summarise_speed(speeds[model.name])
         document["models"][model.name] = {
             "path": str(model.path), "kind": model.kind, "sha256": one["sha256"], "engine": one["engine"],
             "chat_template": one["template"], "rows": len(measured[model.name]),
             "too_long": len(rows) - len(measured[model.name]),
             "metrics": {name: metric.as_json() for name, metric in metrics[model.name].items()},
-            **{name: one[name] for name in ("multiple_choice", "eq_bench", "judge") if name in one},
-            **({"speed": summarise_speed(speeds[model.name])} if model.name in speeds else {})}
+            **more}
     comparison = _compare(spec, measured) if spec.compare else None
     domains = {name: _slices(rows, each, spec.seed) for name, each in measured.items()} if spec.by_domain else None
     written = {"predictions.json": _predictions(rows, found, measured) if rows else None, "metrics.json": document,

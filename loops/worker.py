@@ -191,7 +191,7 @@ JOBS: dict[str, Callable[[Job, Pipe], None]] = {
     "press": _press, "probe": _probe, "smoke": _smoke, "inspect": _inspect, "levels": _levels, "engine": _engine,
     "write": _write, "imatrix": _imatrix, "quantize": _quantize, "count": _count, "lengths": _lengths, "train": _train,
     **dict.fromkeys(("stage", "convert", "read", "agree", "verify", "merge"), _finetune),
-    **dict.fromkeys(("answer", "time"), _answers)}
+    **dict.fromkeys(("answer", "time", "similar"), _answers)}
 
 
 def main() -> int:

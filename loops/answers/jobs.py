@@ -180,4 +180,34 @@ def measure_time(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     return {"timings": timings}
 
 
-JOBS: dict[str, Callable[[Mapping[str, Any], Emit], dict[str, Any]]] = {"answer": answer, "time": measure_time}
+def similar(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+    """Say how close texts are in meaning: the cosine of their vectors by an embedding model.
+
+    Args:
+        job: `model`, a GGUF, and `options`; `pairs` of texts; `name` of the model whose replies they are; `journal`.
+        emit: is told how far it is.
+
+    Returns:
+        `similarities`, -1 to 1 each; 0 where a text is empty.
+    """
+    from loops.engine.embed import embed
+
+    checked, file = check_model(Path(job["model"])), Path(job["journal"])
+    steps = Steps(journaling(file, emit), read_journal(file))
+
+    def report(done: int, total: int) -> None:
+        emit(Progress("similarity", job["name"], done, total))
+
+    def work() -> Result:
+        texts = list(dict.fromkeys(text for pair in job["pairs"] for text in pair))
+        with load_model(checked.path, EngineOptions(**job["options"])) as model:
+            vectors = dict(zip(texts, embed(model, texts, report), strict=True))
+        return {"similarities": [float(np.clip(vectors[first] @ vectors[second], -1, 1))
+                                 for first, second in job["pairs"]]}
+
+    return steps.run("similarity", job["name"], work, pairs=job["pairs"], build=native.build().id,
+                     embedding=sha256_of_files(checked.shards))
+
+
+JOBS: dict[str, Callable[[Mapping[str, Any], Emit], dict[str, Any]]] = {
+    "answer": answer, "time": measure_time, "similar": similar}
