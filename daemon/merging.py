@@ -221,13 +221,12 @@ def _merge(spec: MergeSpec, base: ModelFolder, adapters: Sequence[ModelFolder], 
         notes += stages[0]["notes"]
     else:
         notes.append("Not compared with base and adapter, as asked.")
-    sources = {"base": _hashes(base, steps.show), "adapters": [_hashes(adapter, steps.show) for adapter in adapters]}
+    counted = [{**_hashes(adapter, steps.show), "weight": weight}
+               for adapter, (_path, weight) in zip(adapters, spec.adapters, strict=True)]
     files = _hashes(read_folder(made), steps.show)["files"]
     notes = list(dict.fromkeys(notes))
     record = {
-        "nightpress": metadata.version("nightpress"), "key": key, "base": sources["base"], "adapters": [
-            {**found, "weight": weight}
-            for found, (_path, weight) in zip(sources["adapters"], spec.adapters, strict=True)],
+        "nightpress": metadata.version("nightpress"), "key": key, "base": _hashes(base, steps.show), "adapters": counted,
         "tensors": result["tensors"], "files": files, "stages": stages, "notes": notes}
     with explained(output.parent):
         write_atomic(made / RECORD, json.dumps(record, indent=2, ensure_ascii=False).encode(), mode=0o644)
