@@ -15,7 +15,7 @@ from typing import Any
 
 from daemon.converting import Steps, read_form, refused
 from daemon.download import Show
-from daemon.errors import WorkerRefused
+from daemon.errors import Interrupted, WorkerRefused
 from daemon.grip import Grip
 from daemon.settings import Settings
 from loops.events import Progress
@@ -221,13 +221,13 @@ def _merge(spec: MergeSpec, base: ModelFolder, adapters: Sequence[ModelFolder], 
         notes += stages[0]["notes"]
     else:
         notes.append("Not compared with base and adapter, as asked.")
-    sources = {"base": _hashes(base, steps.show), "adapters": [_hashes(adapter, steps.show) for adapter in adapters]}
-    files = _hashes(read_folder(made), steps.show)["files"]
+    counted = [{**_hashes(adapter, steps), "weight": weight}
+               for adapter, (_path, weight) in zip(adapters, spec.adapters, strict=True)]
+    files = _hashes(read_folder(made), steps)["files"]
     notes = list(dict.fromkeys(notes))
     record = {
-        "nightpress": metadata.version("nightpress"), "key": key, "base": sources["base"], "adapters": [
-            {**found, "weight": weight}
-            for found, (_path, weight) in zip(sources["adapters"], spec.adapters, strict=True)],
+        "nightpress": metadata.version("nightpress"), "key": key, "base": _hashes(base, steps),
+        "adapters": counted,
         "tensors": result["tensors"], "files": files, "stages": stages, "notes": notes}
     with explained(output.parent):
         write_atomic(made / RECORD, json.dumps(record, indent=2, ensure_ascii=False).encode(), mode=0o644)
@@ -244,14 +244,20 @@ def _merge(spec: MergeSpec, base: ModelFolder, adapters: Sequence[ModelFolder], 
     return Merged(output, result["tensors"], _size(output), files, tuple(stages), tuple(notes))
 
 
-def _hashes(model: ModelFolder, show: Show) -> dict[str, Any]:
-    """Return a folder with the sha256 of its weights, tokenizer and configuration."""
+def _hashes(model: ModelFolder, steps: Steps) -> dict[str, Any]:
+    """Return a folder with the sha256 of its weights, tokenizer and configuration.
+
+    Raises:
+        Interrupted: the grip was asked to end it.
+    """
     wanted = [file for file in sorted(model.path.iterdir()) if file.is_file() and not file.name.startswith(".")
               and (file in model.safetensors or file in model.pickles or file.suffix in {".json", ".model", ".jinja"})
               and file.name != RECORD]
     total, done, found = sum(file.stat().st_size for file in wanted), 0, {}
     for file in wanted:
-        show(Progress("hashing", model.path.name, done, total))
+        if steps.grip.ended:
+            raise Interrupted(steps.grip.reason)
+        steps.show(Progress("hashing", model.path.name, done, total))
         found[file.name] = sha256_file(file)
         done += file.stat().st_size
     return {"folder": str(model.path), "files": found}

@@ -71,7 +71,8 @@ def convert(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     scripts = converter.Converter(Path(job["converter"]), job["version"])
     source, target = Path(job["staged"]), Path(job["target"])
     partial = target.with_name(f"{target.name}.part")
-    outtype, notes = job["outtype"], ()
+    outtype = job["outtype"]
+    notes: tuple[str, ...] = ()
     if "legacy" not in job and "base" not in job:
         outtype, notes = outtypes.choose(read_folder(source), outtype, _report(emit, "looking at the weights"))
     output = ["--outfile", str(partial), "--outtype", outtype]

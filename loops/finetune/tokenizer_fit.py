@@ -74,11 +74,14 @@ def _named(model: ModelFolder, key: str) -> list[tuple[str, int]]:
     """Return the ids that the model's files give a kind of token, each with the name of the file."""
     configs = [(CONFIG, model.config)]
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((model.path / "generation_config.json").read_text(encoding="utf-8"))
-        configs += [("generation_config.json", found)] if isinstance(found, dict) else []
-    return [(file, token) for file, config in configs
-            for token in (config.get(key) if isinstance(config.get(key), list) else [config.get(key)])
-            if isinstance(token, int) and not isinstance(token, bool)]
+        generation = json.loads((model.path / "generation_config.json").read_text(encoding="utf-8"))
+        configs += [("generation_config.json", generation)] if isinstance(generation, dict) else []
+    found: list[tuple[str, int]] = []
+    for file, config in configs:
+        tokens = config.get(key)
+        found += [(file, token) for token in (tokens if isinstance(tokens, list) else [tokens])
+                  if isinstance(token, int) and not isinstance(token, bool)]
+    return found
 
 
 def check_loss(model: ModelFolder, ids: Sequence[int], compute: Callable[[Sequence[int]], Floats]) -> None:
@@ -103,7 +106,7 @@ def check_loss(model: ModelFolder, ids: Sequence[int], compute: Callable[[Sequen
         raise TokenizerMismatch(
             f"{model.path.name} reads plain English with a loss of {found:.1f} nats per token, and no better than the "
             f"same tokens in disorder; blind guessing costs {blind:.1f}. Its tokenizer is that of another model, or it "
-            "knows no English: then leave the check out with --no-parity.")
+            "knows no English: then `nightpress convert --no-parity` leaves the check out.")
 
 
 def mean_loss(ids: Sequence[int], logits: Floats) -> float:

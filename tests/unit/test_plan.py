@@ -17,7 +17,8 @@ from loops.pass1.plan import BadSize, BadWeight, PressPlan, parse_size, parse_we
 PLAN = PressPlan(model="m.gguf", name="m", blobs="blobs", scratch="scratch")
 PLACES = {"model": "elsewhere.gguf", "blobs": "b", "scratch": "s", "scenarios": "mine.jsonl", "text": "mine.txt",
           "tool": "llama-quantize", "eq_bench": "questions.json", "multiple_choice": "choices.jsonl", "dataset": "mine",
-          "domains": ("medical",), "calibration": ("notes.txt",), "user_domains": "calibration", "imatrix": "m.gguf"}
+          "domains": ("medical",), "calibration": ("notes.txt",), "user_domains": "calibration", "imatrix": "m.gguf",
+          "source": {"folder": "Model", "stages": []}}
 WHEN = {"timeout_s": 5.0, "ignore_forecast": True}
 DECIDING = {
     "name": "other", "levels": ("Q2_K",), "target_bytes": 1, "max_degradation": 0.5, "max_kld": 0.1,
