@@ -19,7 +19,7 @@ from typing import Any
 from daemon.converting import ConvertSpec, convert
 from daemon.download import Show
 from daemon.grip import Grip
-from daemon.pulling import HUB_ID, PullSpec, endpoint, models_folder, pull, token
+from daemon.pulling import HUB_ID, PullSpec, models_folder, pull
 from daemon.settings import Settings
 from loops.finetune.extra import CONVERTING, require
 from loops.finetune.lora import check_full_precision
@@ -58,7 +58,7 @@ def locate(model: Path, settings: Settings, show: Show | None = None) -> Path:
         place = models_folder(settings.state_dir, hub_id)
         if not (place / CONFIG).is_file():
             require("Converting", *CONVERTING)
-            place = pull(PullSpec(hub_id, place, endpoint=endpoint(), token=token()), show).folder
+            place = pull(PullSpec(hub_id, place), show).folder
     elif not place.exists() and HUB_ID.fullmatch(text) and "/" in text and not text.lower().endswith(".gguf"):
         raise NoSuchModel(f"There is no folder {text}, and no model of that id was pulled; {HUB}{text} pulls it first.")
     if place.is_dir():

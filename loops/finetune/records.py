@@ -230,7 +230,7 @@ def _calls(message: Mapping[str, Any], where: str) -> list[str]:
             raise ColumnsWrong(f"{where} calls a tool without a name.")
         arguments = asked.get("arguments")
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            arguments = json.loads(arguments)
+            arguments = json.loads(arguments or "")
         lines.append(json.dumps({"name": asked["name"], "arguments": arguments}, ensure_ascii=False, default=str))
     return lines
 
