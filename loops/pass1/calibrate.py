@@ -19,15 +19,16 @@ from calibration_data import checks
 from calibration_data.catalogue import GENERAL, Catalogue
 from calibration_data.text import CalibrationRefused, Sample, read, write
 from loops.engine.calibration import calibration_text
-from loops.engine.divergence import Windows
+from loops.engine.divergence import WINDOW, Windows
 from loops.engine.gguf_check import CheckedModel
-from loops.engine.imatrix import collect_imatrix, cut_chunks
+from loops.engine.imatrix import OUTPUTS, CalibrationTooShort, collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import Entry, Imatrix, check_fits, read_imatrix, write_imatrix
 from loops.evaluation.scenarios import Scenario
 from loops.evaluation.text import EvaluationText
 from loops.pass1.gauge import Gauge
 from loops.pass1.plan import PressPlan
 from loops.pass1.rig import Rig, Subject
+from loops.pass1.sensitivity import LEAST_WINDOWS
 from loops.pass1.steps import Result
 from state.files import explained, make_folder
 
@@ -149,11 +150,18 @@ def refuse_overlap(source: Source, text: EvaluationText | None, scenarios: Seque
             "with it would mean nothing; take them out.")
 
 
-def blank(model: CheckedModel) -> Matrix:
-    """Return a matrix that knows every tensor and weighs all alike: for sizes, not for quantizing."""
+def blank(model: CheckedModel, *, with_output: bool = False) -> Matrix:
+    """Return a matrix that knows every tensor and weighs all alike: for sizes, not for quantizing.
+
+    Args:
+        model: whose tensors.
+        with_output: also the output matrix, as `collect` does.
+    """
+    output = next((name for name in OUTPUTS if any(tensor.name == name for tensor in model.tensors)), None)
     entries = {tensor.name: Entry(np.ones(tensor.shape[0] * int(np.prod(tensor.shape[2:], dtype=np.int64)),
                                           dtype=np.float32), np.ones(1, dtype=np.int64))
-               for tensor in model.tensors if tensor.name.startswith("blk.") and len(tensor.shape) > 1}
+               for tensor in model.tensors if len(tensor.shape) > 1 and (
+                   tensor.name.startswith("blk.") or (with_output and tensor.name == output))}
     return Matrix("", Imatrix(entries, (), 1, 1))
 
 
@@ -258,8 +266,17 @@ def _spread(chunks: Windows, limit: int) -> Windows:
 
 
 def text_to_measure(rig: Rig, source: Source) -> EvaluationText:
-    """Return everything that a source holds, as a rig's original reads it: what recipes are found on."""
-    text = calibration_text(rig.loaded(rig.original), (*source.samples, *source.held_out))
+    """Return everything that a source holds, as a rig's original reads it: what recipes are found on.
+
+    Raises:
+        CalibrationTooShort: there are not enough windows to measure on some and compare on others.
+    """
+    model = rig.loaded(rig.original)
+    text = calibration_text(model, (*source.samples, *source.held_out))
+    tokens = len(model.tokenize(text, add_bos=True, special=True))
+    if tokens < LEAST_WINDOWS * WINDOW:
+        raise CalibrationTooShort(f"The calibration text {source.name} has {tokens} tokens, and finding a recipe takes "
+                                  f"at least {LEAST_WINDOWS * WINDOW}; give more text.")
     return EvaluationText(text, special=True, source=source.name)
 
 

@@ -31,7 +31,8 @@ from loops.engine.quantize import AlreadyQuantized, QuantizeSpec, forecast, quan
 from loops.engine.weights import Choice, Matrices, NothingToQuantize, Weights, open_weights
 from loops.evaluation.text import EvaluationText
 from loops.events import StepDone
-from loops.pass1.recipe import BudgetImpossible, RecipeSearch
+from loops.pass1.menu import BudgetImpossible
+from loops.pass1.recipe import RecipeSearch
 from loops.pass1.sensitivity import Effort
 from loops.pass1.steps import Steps
 from loops.starter import STARTER_GGUF
@@ -271,7 +272,7 @@ def test_a_budget_that_cannot_be_met_is_refused_with_both_figures(
         tiny: MakeTiny, options: EngineOptions, tmp_path: Path, text: EvaluationText) -> None:
     path, imatrix = tiny("plain")
     with search(path, imatrix, text, options, tmp_path) as found:
-        smallest = found._fixed_bytes + sum(min(sizes.values()) for sizes in found.sizes.values())
+        smallest = found.menu.smallest
         with pytest.raises(BudgetImpossible, match=rf"^1,000 bytes are too few .* takes {smallest:,}\. ") as caught:
             found.solve(1000)
         with pytest.raises(BudgetImpossible, match=f"{path.stat().st_size:,}"):

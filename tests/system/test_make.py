@@ -104,3 +104,37 @@ def test_what_cannot_be_done_is_a_sentence(arguments: tuple[str, ...], status: i
     refused = nightpress(*arguments, status=status)
     assert said in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def left_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("point", ["quantize.written", "quantize.renamed"])
+def test_what_a_killed_command_left_is_gone_after_the_next(point: str, nightpress: Any) -> None:
+    out = nightpress.base / "out"
+    (out / "incoming").mkdir(parents=True)
+    (out / "incoming" / ".mine.tmp").write_text("not ours")
+    killed = nightpress("quantize", STARTER, "-o", "out", status=71, NIGHTPRESS_TESTING="1",
+                        NIGHTPRESS_FAILPOINT=f"{point}:kill")
+    assert "SIGKILL" in killed.stderr
+    assert len(left_in(out)) == 2  # of several attempts only the last
+    made, = json.loads(nightpress("quantize", STARTER, "-o", "out", "--json").stdout)
+    assert sorted(left_in(out)) == sorted([Path(made["path"]), out / "incoming" / ".mine.tmp"])
+
+
+def test_a_size_that_is_impossible_is_refused_before_anything_is_computed(nightpress: Any) -> None:
+    refused = nightpress("quantize", STARTER, "--target-size", "1MB", "--domain", "medical", status=79)
+    assert "smallest recipe takes" in refused.stderr
+    assert not (nightpress.state / "imatrices").exists()
+    assert not list(nightpress.state.rglob("sums.gguf"))
+
+
+def test_text_that_is_enough_for_a_matrix_but_not_for_a_recipe_is_a_sentence(nightpress: Any) -> None:
+    (nightpress.base / "short.txt").write_text(write(Catalogue().load("rag")[:4]), encoding="utf-8")
+    made = json.loads(nightpress("imatrix", STARTER, "--calibration", "short.txt", "--json").stdout)
+    assert made["chunks"] in (2, 3)
+    refused = nightpress("quantize", STARTER, "--target-bpw", "4.2", "--calibration", "short.txt", status=76)
+    assert "short.txt" in refused.stderr
+    assert "at least 2048" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
