@@ -15,20 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from calibration_data import checks
-from calibration_data.catalogue import GENERAL, Catalogue
-from calibration_data.text import CalibrationRefused, Sample, read, write
+from calibration_data.catalogue import GENERAL
 from loops.engine.calibration import calibration_text
 from loops.engine.divergence import WINDOW, Windows
 from loops.engine.gguf_check import CheckedModel
 from loops.engine.imatrix import OUTPUTS, CalibrationTooShort, collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import Entry, Imatrix, check_fits, read_imatrix, write_imatrix
-from loops.evaluation.scenarios import Scenario
 from loops.evaluation.text import EvaluationText
 from loops.pass1.gauge import Gauge
 from loops.pass1.plan import PressPlan
 from loops.pass1.rig import Rig, Subject
 from loops.pass1.sensitivity import LEAST_WINDOWS
+from loops.pass1.source import NONE, Source, general, general_apart_from
 from loops.pass1.steps import Result
 from state.files import explained, make_folder
 
@@ -39,29 +37,6 @@ Builder = Callable[["Matrix | None"], tuple[Subject, Result] | None]
 #: equally well (llama.cpp, tools/perplexity/README.md).
 CHUNKS = 128
 COMPARED_WINDOWS = 12  #: of 512 tokens, of each text that matrices are compared on
-NONE = "none"
-ENOUGH_WORDS = 2_400  #: of a user's text, of which a part can then be kept back
-KEPT_BACK_WORDS = 800  #: about two windows in most vocabularies
-
-
-@dataclass(frozen=True)
-class Source:
-    """Text to calibrate with.
-
-    Attributes:
-        name: of the domain or file, several joined by `+`.
-        samples: to collect from.
-        held_out: of the same kind, never collected from; empty where there is too little.
-    """
-
-    name: str
-    samples: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
-
-    @property
-    def sha256(self) -> str:
-        """Of both parts."""
-        return hashlib.sha256(f"{write(self.samples)}\0{write(self.held_out)}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -94,60 +69,6 @@ class Compared:
     used: str
     judged_on: str
     reason: str
-
-
-def read_source(domains: Sequence[str], files: Sequence[str], user_domains: str | None) -> Source | None:
-    """Return the text that domains and files hold together; None for none of either.
-
-    Raises:
-        UnknownDomain: there is no such domain.
-        CalibrationRefused: a text cannot be used.
-    """
-    catalogue = Catalogue(Path(user_domains) if user_domains else None)
-    found = [Source(name, catalogue.load(name), catalogue.held_out(name)) for name in dict.fromkeys(domains)]
-    found += [Source(Path(file).name, read(Path(file)), ()) for file in dict.fromkeys(files)]
-    found = [source if source.held_out else _keep_back(source) for source in found]
-    if not found:
-        return None
-    return Source("+".join(source.name for source in found),
-                  tuple(sample for source in found for sample in source.samples),
-                  tuple(sample for source in found for sample in source.held_out))
-
-
-def general() -> Source:
-    """Return the general domain."""
-    catalogue = Catalogue()
-    return Source(GENERAL, catalogue.load(GENERAL), catalogue.held_out(GENERAL))
-
-
-def _keep_back(source: Source) -> Source:
-    """Keep every so many-th sample back; nothing of a text that is too short."""
-    words = sum(checks.count_words([sample]) for sample in source.samples)
-    if words < ENOUGH_WORDS or len(source.samples) < 3:
-        return source
-    every = max(3, min(8, words // KEPT_BACK_WORDS))
-    return Source(source.name, tuple(one for number, one in enumerate(source.samples) if number % every != every - 1),
-                  source.samples[every - 1::every])
-
-
-def refuse_overlap(source: Source, text: EvaluationText | None, scenarios: Sequence[Scenario]) -> None:
-    """Make sure that nothing is measured on what was calibrated with.
-
-    Raises:
-        CalibrationRefused: naming what overlaps.
-    """
-    others = {f"scenario {one.id}": f"{one.prompt}\n{one.empathic}\n{one.dismissive}" for one in scenarios}
-    if text is not None:
-        others |= {"the evaluation text": text.text}
-    if source.held_out:
-        others |= {"its own held-out part": "\n".join(sample.text for sample in source.held_out)}
-    found = checks.overlaps(source.samples, others)
-    if found:
-        one = found[0]
-        raise CalibrationRefused(
-            f"The calibration text {source.name} overlaps with what the model is judged by, in {len(found)} places: "
-            f"{one.id} shares {one.words} words with {one.other} ({one.excerpt[:80]!r}). Figures after calibrating "
-            "with it would mean nothing; take them out.")
 
 
 def blank(model: CheckedModel, *, with_output: bool = False) -> Matrix:
@@ -292,8 +213,8 @@ class Calibration:
         self.source = source
         self.compared: Compared | None = None
         self._plan, self._rig = plan, rig
-        self._matrices: dict[str, Matrix] = {}
-        self._used: str | None = None  # None: only for levels that need one
+        self._collected_from: dict[str, Matrix] = {}  # by what the text is, whatever it is called
+        self._compared: dict[str, Matrix | None] = {}  # by name
 
     @cached_property
     def given(self) -> Matrix | None:
@@ -301,9 +222,18 @@ class Calibration:
         return given(self._rig.model, Path(self._plan.imatrix)) if self._plan.imatrix else None
 
     def _collected(self, source: Source) -> Matrix:
-        if source.name not in self._matrices:
-            self._matrices[source.name] = collect(self._rig, source)
-        return self._matrices[source.name]
+        if source.sha256 not in self._collected_from:
+            self._collected_from[source.sha256] = collect(self._rig, source)
+        return self._collected_from[source.sha256]
+
+    def reads_general(self, needed: bool) -> bool:
+        """Tell whether the general text will be read: to compare with, for levels that need a matrix, or for recipes.
+
+        Args:
+            needed: there are such levels.
+        """
+        compared = self.source is not None and self.given is None
+        return compared or needed or (self.source is None and self._plan.strategy == "refine")
 
     def settle(self, level: str, build: Builder) -> Compared:
         """Compare the domain's matrix with the general one and with none at a level, and use the best from now on.
@@ -314,10 +244,10 @@ class Calibration:
         assert self.source is not None  # noqa: S101 - only asked for where a domain was
         matrices: dict[str, Matrix | None] = {self.source.name: self._collected(self.source)}
         if self.source.name != GENERAL:
-            matrices[GENERAL] = self._collected(general())
+            matrices[GENERAL] = self._collected(general_apart_from(self.source.held_out))
         matrices[NONE] = None
         self.compared = compare(self._rig, level, self.source, matrices, build, self._plan.store_bytes)
-        self._used = self.compared.used
+        self._compared = matrices
         return self.compared
 
     def text_to_measure(self) -> EvaluationText:
@@ -332,12 +262,10 @@ class Calibration:
         """
         if self.given is not None:
             return self.given
-        if self._used is not None and self._used != NONE:
-            return self._matrices[self._used]
-        if not needed:
-            return None
-        if self.compared is None:
-            return self._collected(general())
+        if self.compared is None:  # nothing to choose from
+            return self._collected(general()) if needed else None
+        if not needed or self.compared.used != NONE:
+            return self._compared[self.compared.used]
         best = min((row for row in self.compared.rows
                     if row["matrix"] != NONE and row["text"] == self.compared.judged_on), key=lambda row: row["kld"])
-        return self._matrices[best["matrix"]]
+        return self._compared[best["matrix"]]

@@ -35,7 +35,7 @@ from loops.events import (
 )
 from loops.fingerprint import fingerprint, sha256_of_files
 from loops.pass1.bench import Bench, engine_parts
-from loops.pass1.calibrate import Calibration, Matrix, Source, general, given, read_source, refuse_overlap
+from loops.pass1.calibrate import Calibration, Matrix, given
 from loops.pass1.examiner import Examiner, Findings, Instruments
 from loops.pass1.forecast import check_disk, check_memory, check_time
 from loops.pass1.gate import Verdict
@@ -44,6 +44,7 @@ from loops.pass1.plan import PressPlan, TargetImpossible
 from loops.pass1.report import Scores, baseline_rows, level_rows, response_rows
 from loops.pass1.rig import Subject
 from loops.pass1.simulation import SimulatedBench
+from loops.pass1.source import Source, general, read_source, refuse_overlap
 from loops.pass1.steps import Emit, Result, Steps
 from loops.pass1.wording import describe
 from state.faults import NightpressError
@@ -98,7 +99,7 @@ def prepare(plan: PressPlan, emit: Emit, known_sha256: str | None = None) -> Pre
     instruments = Instruments.of(plan)
     source = read_source(plan.domains, plan.calibration, plan.user_domains)
     if source is not None:
-        refuse_overlap(source, text, scenarios)
+        refuse_overlap(source, text, scenarios, compared=plan.imatrix is None)
     matrix = given(model, Path(plan.imatrix)) if plan.imatrix else None
     engine = asdict(native.build()) | {"id": native.build().id}
     identity = fingerprint("run", plan=plan.identity(), model=sha256, text=text.sha256,
@@ -156,6 +157,8 @@ class Press:
         order = [name for name, found in sorted(forecasts.items(), key=lambda item: -item[1].n_bytes)
                  if found.n_bytes <= self.plan.target_bytes]
         self._refuse_impossible(forecasts, order)
+        if self.calibration is not None and self.calibration.reads_general(needed=bool(self.needing & set(order))):
+            refuse_overlap(general(), self.prepared.text, self.prepared.scenarios)
         if isinstance(self.bench, Bench):
             check_memory(self.prepared.model, ignore=self.plan.ignore_forecast)
             check_disk(Path(self.plan.blobs), [forecasts[name].n_bytes for name in order], self.bench.store_bytes(),
@@ -232,7 +235,6 @@ class Press:
             return
         if self.prepared.source is None:
             if self.needing & set(order):
-                refuse_overlap(general(), self.prepared.text, self.prepared.scenarios)
                 self.emit(Note("An importance matrix is made from the general calibration text for "
                                f"{', '.join(name for name in order if name in self.needing)}; --domain takes another."))
             return

@@ -12,17 +12,20 @@ from loops.engine.gguf_check import CheckedModel, check_model
 from loops.engine.imatrix_file import Imatrix, check_fits, merge_imatrices, read_imatrix, write_imatrix
 from loops.engine.levels import Level, parse_ladder
 from loops.engine.quantize import Forecast, QuantizeSpec, forecast, quantize, refuse_quantized
+from loops.evaluation.scenarios import read_scenarios
+from loops.evaluation.text import read_text
 from loops.events import Note, Progress
 from loops.fingerprint import sha256_of_files
 from loops.pass1 import calibrate
 from loops.pass1.bench import engine_parts
-from loops.pass1.calibrate import Matrix, Source
+from loops.pass1.calibrate import Matrix
 from loops.pass1.journal import journaling, read_journal
 from loops.pass1.menu import Menu
 from loops.pass1.plan import SinglePlan
 from loops.pass1.recipe import RecipeSearch
 from loops.pass1.rig import Rig, Subject
 from loops.pass1.sensitivity import Effort
+from loops.pass1.source import Source, general, read_source, refuse_overlap
 from loops.pass1.steps import Emit, Result, Steps
 from state.faults import NightpressError
 from state.files import explained, orphans, rename, temporary_beside
@@ -49,7 +52,15 @@ def open_rig(plan: SinglePlan, emit: Emit) -> Rig:
 
 
 def _source(plan: SinglePlan) -> Source | None:
-    return calibrate.read_source(plan.domains, plan.calibration, plan.user_domains)
+    """Return the text that is asked for, None where none is.
+
+    Raises:
+        CalibrationRefused: it overlaps with what a run would measure what is made on.
+    """
+    found = read_source(plan.domains, plan.calibration, plan.user_domains)
+    if found is not None:
+        refuse_overlap(found, read_text(None, Path(plan.model)), read_scenarios())
+    return found
 
 
 def make_matrix(plan: SinglePlan, emit: Emit) -> Result:
@@ -63,13 +74,14 @@ def make_matrix(plan: SinglePlan, emit: Emit) -> Result:
     """
     output = Path(plan.output)
     _refuse_existing([output], replace=plan.replace)
+    asked = _source(plan)
     rig = open_rig(plan, emit)
     parts = []
     for file in plan.merge:
         found = read_imatrix(Path(file))
         check_fits(found, rig.model.tensors, file, rig.model.path.name)
         parts.append(found)
-    source = _source(plan) or (None if parts else calibrate.general())
+    source = asked or (None if parts else general())
     if source is not None:
         parts.insert(0, calibrate.collect(rig, source, plan.chunks).imatrix)
     rig.release()
@@ -156,7 +168,7 @@ def make_sized(plan: SinglePlan, emit: Emit) -> Result:
     known = calibrate.given(model, Path(plan.imatrix)) if plan.imatrix else None
     foreseen = known or calibrate.blank(model, with_output=True)  # what will be collected knows no more than this
     Menu(model, plan.options, foreseen.imatrix, Effort.for_weights(model.n_parameters).types).check(budget)
-    source = _source(plan) or calibrate.general()
+    source = _source(plan) or general()
     rig = open_rig(plan, emit)
     text = calibrate.text_to_measure(rig, source)
     matrix = known or calibrate.collect(rig, source)
@@ -211,7 +223,7 @@ def _specified(plan: SinglePlan, rig: Rig, level: Level,
     found = forecast(spec_with(asked))
     if found.needs_imatrix and asked is None:
         rig.emit(Note(f"{level.name} needs an importance matrix: it is made from the general calibration text."))
-        asked = calibrate.collect(rig, calibrate.general())
+        asked = calibrate.collect(rig, general())
         found = forecast(spec_with(asked))
     return spec_with(asked), found, asked
 

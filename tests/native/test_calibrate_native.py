@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from calibration_data.catalogue import Catalogue
-from calibration_data.text import Sample, write
+from calibration_data.text import CalibrationRefused, Sample, write
 from loops.engine.divergence import Windows
 from loops.engine.gguf_check import check_model
 from loops.engine.imatrix import CalibrationTooShort
@@ -20,10 +20,11 @@ from loops.engine.options import EngineOptions
 from loops.events import Event, StepDone
 from loops.pass1 import calibrate
 from loops.pass1.bench import engine_parts
-from loops.pass1.calibrate import NONE, Calibration, Matrix, Source, collect
+from loops.pass1.calibrate import Calibration, Matrix, collect
 from loops.pass1.loop import prepare, press
 from loops.pass1.plan import PressPlan
 from loops.pass1.rig import Rig, Subject
+from loops.pass1.source import NONE, Source
 from loops.pass1.steps import Steps
 from loops.starter import STARTER_GGUF
 
@@ -163,8 +164,43 @@ def test_a_matrix_that_is_given_is_used_for_every_level(tmp_path: Path, options:
 def test_a_domain_whose_text_is_measured_on_is_refused_before_any_work(tmp_path: Path, options: EngineOptions) -> None:
     sample = Catalogue().load("medical")[0]
     (tmp_path / "mine.txt").write_text("\n\n".join([sample.text] * 3), encoding="utf-8")
-    with pytest.raises(calibrate.CalibrationRefused, match=r"medical overlaps .* the evaluation text"):
+    with pytest.raises(CalibrationRefused, match=r"medical overlaps .* the evaluation text"):
         prepare(plan_of(tmp_path, options, domains=("medical",), text=str(tmp_path / "mine.txt")), print)
+
+
+@pytest.mark.parametrize("changes", [{"levels": ("IQ2_XXS",)}, {"levels": ("Q4_K_M",), "domains": ("medical",)},
+                                     {"levels": ("Q4_K_M",), "strategy": "refine"}])
+def test_general_text_that_is_measured_on_is_refused_before_any_work(
+        changes: dict[str, Any], tmp_path: Path, options: EngineOptions) -> None:
+    own = next(sample for sample in Catalogue().load("general") if sample.id not in {
+        one.id for one in Catalogue().load("medical")})
+    (tmp_path / "mine.txt").write_text("\n\n".join([own.text] * 3), encoding="utf-8")
+    told: list[Event] = []
+    prepared = prepare(plan_of(tmp_path, options, text=str(tmp_path / "mine.txt"), **changes), told.append)
+    with pytest.raises(CalibrationRefused, match=r"general overlaps .* the evaluation text"):
+        press(prepared, {}, {}, told.append)
+    assert kinds(told, "StepDone") == []
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_a_file_called_general_is_compared_with_the_general_text(tmp_path: Path, options: EngineOptions) -> None:
+    file = tmp_path / "general"
+    file.write_text(write(some("rag", 10)), encoding="utf-8")
+    told = pressed(plan_of(tmp_path, options, levels=("Q2_K",), calibration=(str(file),)))
+    found, = kinds(told, "Calibrated")
+    klds = {row["matrix"]: row["kld"] for row in found.rows if row["text"] == "general"}
+    assert klds.keys() == {"general (file)", "general", NONE}
+    assert len(set(klds.values())) == 3
+
+
+def test_a_matrix_is_known_by_its_text_and_not_by_its_name(
+        rig: Callable[[dict[str, Any]], Made], tmp_path: Path, options: EngineOptions) -> None:
+    made, _ = rig({})
+    calibration = Calibration(plan_of(tmp_path, options), made, None)
+    one, other = (calibration._collected(Source("mine", some(domain, 8), ())) for domain in ("medical", "rag"))
+    assert one.sha256 != other.sha256
+    assert calibration._collected(Source("mine", some("medical", 8), ())) is one
+    made.release()
 
 
 def test_the_matrix_of_the_best_is_taken_for_levels_that_need_one_though_none_did_best(
@@ -172,11 +208,10 @@ def test_the_matrix_of_the_best_is_taken_for_levels_that_need_one_though_none_di
     made, _ = rig({})
     matrix = collect(made, Source("medical", some("medical", 8), ()))
     calibration = Calibration(plan_of(tmp_path, options), made, None)
-    calibration._matrices = {"medical": matrix, "general": Matrix("general", matrix.imatrix)}
+    calibration._compared = {"medical": matrix, "general": Matrix("general", matrix.imatrix), NONE: None}
     rows = tuple({"matrix": name, "text": "medical", "kld": kld} for name, kld in (
         ("medical", 0.3), ("general", 0.2), (NONE, 0.1)))
     calibration.compared = calibrate.Compared("Q2_K", rows, NONE, "medical", "")
-    calibration._used = NONE
     needed = calibration.matrix_for(needed=True)
     assert needed is not None
     assert needed.name == "general"

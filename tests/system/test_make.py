@@ -13,6 +13,7 @@ from calibration_data.catalogue import Catalogue
 from calibration_data.text import write
 from loops.engine.gguf_check import check_gguf
 from loops.engine.imatrix_file import read_imatrix
+from loops.evaluation.scenarios import read_scenarios
 from loops.starter import STARTER_GGUF
 
 STARTER = str(STARTER_GGUF)
@@ -138,3 +139,16 @@ def test_text_that_is_enough_for_a_matrix_but_not_for_a_recipe_is_a_sentence(nig
     assert "short.txt" in refused.stderr
     assert "at least 2048" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [
+    ("imatrix", STARTER), ("quantize", STARTER, "--level", "IQ2_XS"), ("quantize", STARTER, "--target-bpw", "4.2"),
+    ("run", STARTER, "--levels", "Q4_K_M")])
+def test_text_that_models_are_judged_by_calibrates_nothing(arguments: tuple[str, ...], nightpress: Any) -> None:
+    judged = "\n\n".join(scenario.prompt for scenario in read_scenarios()[:60])
+    (nightpress.base / "judged.txt").write_text(judged, encoding="utf-8")
+    refused = nightpress(*arguments, "--calibration", "judged.txt", status=18)
+    assert "judged.txt overlaps with what the model is judged by" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not list(nightpress.state.rglob("sums.gguf"))
+    assert not (nightpress.state / "imatrices").exists()

@@ -14,8 +14,8 @@ from loops.engine.chat import PINNED_DATE, ChatTemplateBroken, render
 from loops.engine.gguf_check import read_header
 from loops.starter import corpus
 
-#: the alarm may go off in what Hypothesis does at each garbage collection, where the interpreter reports it and goes on;
-#: it goes off again a second later, which is what the tests see
+#: the alarm may go off in what Hypothesis does at each garbage collection, where the interpreter reports it and goes
+#: on; it goes off again a second later, which is what the tests see
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. .function gc_cumulative_time")
 
 USER = [{"role": "user", "content": "I feel sad."}]
