@@ -21,7 +21,9 @@ from loops.engine.divergence import WINDOW, Windows
 from loops.engine.gguf_check import CheckedModel
 from loops.engine.imatrix import OUTPUTS, CalibrationTooShort, collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import Entry, Imatrix, check_fits, read_imatrix, write_imatrix
+from loops.engine.imatrix_stats import coverage
 from loops.evaluation.text import EvaluationText
+from loops.events import Note
 from loops.pass1.gauge import Gauge
 from loops.pass1.plan import PressPlan
 from loops.pass1.rig import Rig, Subject
@@ -95,6 +97,16 @@ def given(model: CheckedModel, file: Path) -> Matrix:
     found = read_imatrix(file)
     check_fits(found, model.tensors, str(file), model.path.name)
     return Matrix(file.name, found)
+
+
+def tell_gaps(matrix: Matrix, rig: Rig) -> str:
+    """Tell what a matrix does not know of a rig's original, if anything, and return that; '' where it knows all."""
+    covered = coverage(matrix.imatrix, rig.model.tensors)
+    if covered.is_complete:
+        return ""
+    told = f"The {matrix.name} importance matrix is partial: {covered}"
+    rig.emit(Note(told))
+    return told
 
 
 def collect(rig: Rig, source: Source, limit: int = CHUNKS) -> Matrix:
@@ -215,15 +227,21 @@ class Calibration:
         self._plan, self._rig = plan, rig
         self._collected_from: dict[str, Matrix] = {}  # by what the text is, whatever it is called
         self._compared: dict[str, Matrix | None] = {}  # by name
+        self._gaps: dict[str, str] = {}  # what a matrix does not know, by its name
 
     @cached_property
     def given(self) -> Matrix | None:
         """The matrix that the user gave."""
-        return given(self._rig.model, Path(self._plan.imatrix)) if self._plan.imatrix else None
+        if not self._plan.imatrix:
+            return None
+        found = given(self._rig.model, Path(self._plan.imatrix))
+        tell_gaps(found, self._rig)
+        return found
 
     def _collected(self, source: Source) -> Matrix:
         if source.sha256 not in self._collected_from:
-            self._collected_from[source.sha256] = collect(self._rig, source)
+            found = self._collected_from[source.sha256] = collect(self._rig, source)
+            self._gaps[source.name] = tell_gaps(found, self._rig)
         return self._collected_from[source.sha256]
 
     def reads_general(self, needed: bool) -> bool:
@@ -246,7 +264,8 @@ class Calibration:
         if self.source.name != GENERAL:
             matrices[GENERAL] = self._collected(general_apart_from(self.source.held_out))
         matrices[NONE] = None
-        self.compared = compare(self._rig, level, self.source, matrices, build, self._plan.store_bytes)
+        found = compare(self._rig, level, self.source, matrices, build, self._plan.store_bytes)
+        self.compared = replace(found, reason=f"{found.reason} {self._gaps.get(found.used, '')}".strip())
         self._compared = matrices
         return self.compared
 

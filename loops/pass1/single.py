@@ -141,6 +141,8 @@ def make_files(plan: SinglePlan, emit: Emit) -> list[Result]:
     refuse_quantized(rig.model, allow=plan.allow_requantize)
     asked = (calibrate.given(rig.model, Path(plan.imatrix)) if plan.imatrix else
              calibrate.collect(rig, source) if source else None)
+    if asked is not None:
+        calibrate.tell_gaps(asked, rig)
     made = []
     for level in ladder:
         spec, found, matrix = _specified(plan, rig, level, asked)
@@ -172,6 +174,7 @@ def make_sized(plan: SinglePlan, emit: Emit) -> Result:
     rig = open_rig(plan, emit)
     text = calibrate.text_to_measure(rig, source)
     matrix = known or calibrate.collect(rig, source)
+    calibrate.tell_gaps(matrix, rig)
     rig.release()
     with _workplace(folder) as place:
         with RecipeSearch(rig.model, plan.options, matrix.imatrix, text, rig.steps, rig.scratch,
@@ -224,6 +227,7 @@ def _specified(plan: SinglePlan, rig: Rig, level: Level,
     if found.needs_imatrix and asked is None:
         rig.emit(Note(f"{level.name} needs an importance matrix: it is made from the general calibration text."))
         asked = calibrate.collect(rig, general())
+        calibrate.tell_gaps(asked, rig)
         found = forecast(spec_with(asked))
     return spec_with(asked), found, asked
 

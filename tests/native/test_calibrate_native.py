@@ -15,7 +15,7 @@ from calibration_data.text import CalibrationRefused, Sample, write
 from loops.engine.divergence import Windows
 from loops.engine.gguf_check import check_model
 from loops.engine.imatrix import CalibrationTooShort
-from loops.engine.imatrix_file import read_imatrix
+from loops.engine.imatrix_file import read_imatrix, write_imatrix
 from loops.engine.options import EngineOptions
 from loops.events import Event, StepDone
 from loops.pass1 import calibrate
@@ -120,6 +120,7 @@ def test_a_domain_is_compared_with_the_general_text_and_with_none_and_the_best_i
     assert {(row["matrix"], row["text"]) for row in found.rows} == {
         (matrix, text) for matrix in ("medical", "general", NONE) for text in ("medical", "general")}
     assert len({row["kld"] for row in found.rows}) == 6
+    assert not [event for event in kinds(told, "Note") if "partial" in event.message]
     mine = {row["matrix"]: row["kld"] for row in found.rows if row["text"] == "medical"}
     assert found.used == min(mine, key=lambda name: mine[name])
     used = {event.level: event.columns["imatrix"] for event in kinds(told, "LevelMeasured")
@@ -201,6 +202,37 @@ def test_a_matrix_is_known_by_its_text_and_not_by_its_name(
     assert one.sha256 != other.sha256
     assert calibration._collected(Source("mine", some("medical", 8), ())) is one
     made.release()
+
+
+def without_one(file: Path) -> str:
+    """Take a matrix of the model out of an importance matrix; return its name."""
+    whole = read_imatrix(file)
+    name = "blk.0.ffn_up.weight"
+    write_imatrix(file, replace(whole, entries={one: entry for one, entry in whole.entries.items() if one != name}))
+    return name
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_a_run_says_what_its_matrix_does_not_know(
+        rig: Callable[[dict[str, Any]], Made], tmp_path: Path, options: EngineOptions) -> None:
+    first, told = rig({})
+    source = Source("medical", some("medical", 10), Catalogue().held_out("medical"))
+    file = first.matrices / f"{collect(first, source).sha256}.gguf"
+    first.release()
+    name = without_one(file)
+    made, notes = rig(steps_of(told, "imatrix"))
+    calibration = Calibration(plan_of(tmp_path, options), made, source)
+    found = calibration.settle("Q8_0", lambda matrix: (
+        (made.original, {"bytes": 1}) if matrix is not None and matrix.name == "medical" else None))
+    assert found.used == "medical"
+    note, = {event.message for event in kinds(notes, "Note")}
+    assert note.startswith("The medical importance matrix is partial: 1 of ")
+    assert name in note
+    assert found.reason.endswith(note)
+    made.release()
+    told = pressed(plan_of(tmp_path, options, levels=("Q8_0",), imatrix=str(file)))
+    assert [event.message for event in kinds(told, "Note") if f"The {file.name} importance matrix is partial: 1" in
+            event.message and name in event.message]
 
 
 def test_the_matrix_of_the_best_is_taken_for_levels_that_need_one_though_none_did_best(
