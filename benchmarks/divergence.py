@@ -41,12 +41,13 @@ from timing import (
     run_program,
 )
 
-from loops.engine.divergence import BaselineStore, cut_windows, measure_baseline, measure_divergence
+from loops.engine.divergence import BaselineStore, measure_baseline, measure_divergence
 from loops.engine.gguf_check import check_model
 from loops.engine.ladders import ORIGINAL_LADDER
 from loops.engine.levels import level_named
 from loops.engine.model import load_model
 from loops.engine.quantize import QuantizeSpec, forecast, quantize
+from loops.engine.windows import cut_windows
 from loops.starter import HELD_OUT, STARTER_GGUF
 
 Figures = dict[str, float]

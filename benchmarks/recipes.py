@@ -28,7 +28,7 @@ from typing import Any
 
 from timing import engine_options, finish, options, run_in_child
 
-from loops.engine.divergence import BaselineStore, cut_windows, measure_baseline, measure_divergence
+from loops.engine.divergence import BaselineStore, measure_baseline, measure_divergence
 from loops.engine.gguf_check import CheckedModel, check_model
 from loops.engine.imatrix import collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import Imatrix
@@ -36,6 +36,7 @@ from loops.engine.levels import level_named
 from loops.engine.model import load_model
 from loops.engine.options import EngineOptions
 from loops.engine.quantize import QuantizeSpec, forecast, quantize
+from loops.engine.windows import cut_windows
 from loops.evaluation.text import EvaluationText
 from loops.pass1.recipe import RecipeSearch
 from loops.pass1.steps import Steps

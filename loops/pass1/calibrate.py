@@ -17,11 +17,11 @@ import numpy as np
 
 from calibration_data.catalogue import GENERAL
 from loops.engine.calibration import calibration_text
-from loops.engine.divergence import WINDOW, Windows
 from loops.engine.gguf_check import CheckedModel
 from loops.engine.imatrix import OUTPUTS, CalibrationTooShort, collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import Entry, Imatrix, check_fits, read_imatrix, write_imatrix
 from loops.engine.imatrix_stats import coverage
+from loops.engine.windows import WINDOW, Windows
 from loops.evaluation.text import EvaluationText
 from loops.events import Note
 from loops.pass1.gauge import Gauge

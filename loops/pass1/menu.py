@@ -8,7 +8,7 @@ from typing import ClassVar
 from loops.engine.gguf_check import CheckedModel
 from loops.engine.imatrix_file import Imatrix, check_fits
 from loops.engine.options import EngineOptions
-from loops.engine.quantize import file_size
+from loops.engine.size import file_size
 from loops.engine.weights import Choice, Matrices
 from loops.pass1.sensitivity import NARROW_TYPES, TYPES
 from state.faults import NightpressError

@@ -21,17 +21,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from loops.engine.divergence import (
-    FIRST_SCORED,
-    WINDOW,
-    BaselineStore,
-    TextTooShort,
-    Windows,
-    cut_windows,
-    measure_baseline,
-)
+from loops.engine.divergence import BaselineStore, measure_baseline
 from loops.engine.model import Context, ContextSpec, Model, open_context
 from loops.engine.weights import Choice, Matrices, Weights, open_weights
+from loops.engine.windows import FIRST_SCORED, ROWS, WINDOW, TextTooShort, Windows, tokens_in_windows
 from loops.evaluation.text import EvaluationText
 from loops.pass1.steps import Result, Steps
 from state.faults import failpoint
@@ -290,7 +283,8 @@ class Probe:
             TextTooShort: there are fewer than four.
         """
         wanted, others = self.subject.effort.windows, self.subject.effort.selection_windows
-        cut = cut_windows(self._weights.model, self.subject.text.text, special=self.subject.text.special)
+        cut, _ = tokens_in_windows(self._weights.model, self.subject.text.text, special=self.subject.text.special,
+                                   limit=0, outputs=ROWS)
         count = len(cut.tokens)
         if count < LEAST_WINDOWS:
             raise TextTooShort(f"The text for measuring has {count} windows of {WINDOW} tokens, and a recipe needs at "

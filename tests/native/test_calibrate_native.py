@@ -12,17 +12,18 @@ import pytest
 
 from calibration_data.catalogue import Catalogue
 from calibration_data.text import CalibrationRefused, Sample, write
-from loops.engine.divergence import Windows
 from loops.engine.gguf_check import check_model
 from loops.engine.imatrix import CalibrationTooShort
 from loops.engine.imatrix_file import read_imatrix, write_imatrix
 from loops.engine.options import EngineOptions
+from loops.engine.windows import Windows
 from loops.events import Event, StepDone
 from loops.pass1 import calibrate
 from loops.pass1.bench import engine_parts
 from loops.pass1.calibrate import Calibration, Matrix, collect
-from loops.pass1.loop import prepare, press
+from loops.pass1.loop import press
 from loops.pass1.plan import PressPlan
+from loops.pass1.prepared import prepare
 from loops.pass1.rig import Rig, Subject
 from loops.pass1.source import NONE, Source
 from loops.pass1.steps import Steps
