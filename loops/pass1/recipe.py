@@ -33,7 +33,7 @@ from loops.engine.imatrix_file import Imatrix
 from loops.engine.levels import UNQUANTIZED, level_named
 from loops.engine.model import load_model
 from loops.engine.options import EngineOptions
-from loops.engine.quantize import Forecast, QuantizeSpec, forecast, quantize, tensor_type_file
+from loops.engine.quantize import Forecast, QuantizeSpec, forecast, quantize
 from loops.engine.weights import Choice
 from loops.evaluation.text import EvaluationText
 from loops.fingerprint import sha256_of_files
@@ -47,7 +47,6 @@ from loops.pass1.sensitivity import (
     State,
     Subject,
     doubtful,
-    kind_of,
     units_of,
 )
 from loops.pass1.steps import Result, Steps
@@ -81,18 +80,8 @@ class Recipe:
     predicted_kld: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `from_json` takes."""
+        """Return a dict that json can write."""
         return {**asdict(self), "types": dict(self.types), "plain": list(self.plain)}
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Self:
-        """Return the recipe that `as_json` described."""
-        return cls(dict(found["types"]), tuple(found["plain"]), found["level"], found["n_bytes"],
-                   found["predicted_kld"])
-
-    def to_type_file(self) -> str:
-        """Return what `llama-quantize --tensor-type-file` reads. It takes the matrix that `importance` returns."""
-        return tensor_type_file(self.types)
 
     def importance(self, imatrix: Imatrix | None) -> Imatrix | None:
         """Return the importance matrix without what this recipe leaves out; None where nothing is left."""
@@ -105,14 +94,6 @@ class Recipe:
         """Return how to make the file; imatrix is the one that the recipe was found with."""
         return QuantizeSpec(model, level_named(self.level), options, imatrix=self.importance(imatrix),
                             types=self.types)
-
-    def summary(self) -> dict[str, dict[str, int]]:
-        """Return, per kind of matrix, how many got each type."""
-        found: dict[str, dict[str, int]] = {}
-        for name, ggml_type in sorted(self.types.items()):
-            row = found.setdefault(kind_of(name), {})
-            row[ggml_type] = row.get(ggml_type, 0) + 1
-        return found
 
 
 @dataclass(frozen=True)
