@@ -31,6 +31,7 @@ from typing import Any
 
 from timing import (
     Paired,
+    Sides,
     add_llama_cpp,
     cpu_seconds,
     engine_options,
@@ -39,14 +40,16 @@ from timing import (
     pair,
     run_in_child,
     run_program,
+    write_plain,
 )
 
-from loops.engine.divergence import BaselineStore, cut_windows, measure_baseline, measure_divergence
+from loops.engine.divergence import BaselineStore, measure_baseline, measure_divergence
 from loops.engine.gguf_check import check_model
 from loops.engine.ladders import ORIGINAL_LADDER
 from loops.engine.levels import level_named
 from loops.engine.model import load_model
 from loops.engine.quantize import QuantizeSpec, forecast, quantize
+from loops.engine.windows import cut_windows
 from loops.starter import HELD_OUT, STARTER_GGUF
 
 Figures = dict[str, float]
@@ -95,24 +98,22 @@ def measure_here(model: Path, files: dict[str, Path], scratch: Path, text: str,
     return found
 
 
-class Comparison:
+class Comparison(Sides):
     """Both sides on the same files."""
 
     def __init__(self, arguments: argparse.Namespace, files: dict[str, Path], text: Path,
                  folder: Path) -> None:
+        super().__init__()
         self.arguments, self.files, self.text, self.folder = arguments, files, text, folder
         self.found: tuple[dict[str, Figures], dict[str, Figures]] = ({}, {})
-        self.cpu: tuple[list[float], list[float]] = ([], [])
-        self.cpu_wasted = 0.0
         self.repeated = 0
 
     def ours(self) -> float:
         """Measure in a child process; return the seconds of the process."""
-        before = cpu_seconds()
-        figures, seconds = run_in_child(measure_here, self.arguments.model, self.files, self.folder,
-                                        self.text.read_text(encoding="utf-8"), self.arguments.threads)
+        with self.counted(ours=True):
+            figures, seconds = run_in_child(measure_here, self.arguments.model, self.files, self.folder,
+                                            self.text.read_text(encoding="utf-8"), self.arguments.threads)
         self.found[0].update(figures)
-        self.cpu[0].append(cpu_seconds() - before)
         return seconds
 
     def _perplexity(self, model: Path, *more: str) -> tuple[str, float]:
@@ -129,21 +130,20 @@ class Comparison:
                        for name, match in found.items() if match}
             if figures.keys() == _PRINTED.keys():
                 return figures, seconds
-            self.cpu_wasted += cpu_seconds() - before
+            self.wasted += cpu_seconds() - before
             self.repeated += 1
         raise SystemExit(f"llama-perplexity does not print {', '.join(_PRINTED.keys() - figures.keys())}; "
                          "is it of another version?")
 
     def theirs(self) -> float:
         """Run llama-perplexity for the original and every level; return the seconds of all."""
-        before = cpu_seconds() - self.cpu_wasted
-        text, total = self._perplexity(self.arguments.model)
-        estimate = _ESTIMATE.search(text)
-        for name, file in self.files.items():
-            self.found[1][name], seconds = self._level(file)
-            self.found[1][name]["ppl_base"] = float(estimate[1]) if estimate else math.nan
-            total += seconds
-        self.cpu[1].append(cpu_seconds() - self.cpu_wasted - before)
+        with self.counted(ours=False):
+            text, total = self._perplexity(self.arguments.model)
+            estimate = _ESTIMATE.search(text)
+            for name, file in self.files.items():
+                self.found[1][name], seconds = self._level(file)
+                self.found[1][name]["ppl_base"] = float(estimate[1]) if estimate else math.nan
+                total += seconds
         return total
 
     def floors(self) -> tuple[float, float]:
@@ -166,8 +166,7 @@ def equal(name: str, ours: Figures, theirs: Figures, floor: float) -> bool:
 def compare(arguments: argparse.Namespace, folder: Path) -> int:
     """Measure and print both sets of figures."""
     text = folder / "text.txt"
-    content = arguments.text.read_text(encoding="utf-8")
-    text.write_text(re.sub(r"</?s>|<\|\w+\|>\n?", "", content), encoding="utf-8")
+    write_plain(arguments.text, text)
     files: dict[str, Path] = run_in_child(
         quantize_levels, arguments.model, arguments.levels.split(","), arguments.threads, folder)[0]
     sides = Comparison(arguments, files, text, folder)
@@ -180,8 +179,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
     floors = sides.floors()
     ours, theirs = sides.found
     same = all(equal(name, ours[level], theirs[level], floors[1]) for level in ours for name in _COMPARED)
-    cpu = Paired(tuple(sides.cpu[0]), tuple(sides.cpu[1]))
-    figures: dict[str, Any] = {"time": times.as_json(), "cpu_time": cpu.as_json(), "ours": ours,
+    figures: dict[str, Any] = {"time": times.as_json(), "cpu_time": sides.cpu.as_json(), "ours": ours,
                                "theirs": theirs, "equal": same, "repeated": sides.repeated,
                                "self_divergence": {"ours": floors[0], "theirs": floors[1]}}
     print(f"{arguments.model.name}, {ours[next(iter(ours))]['tokens']:,.0f} scored predictions, "
@@ -194,7 +192,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
             share = f"{(mine - other) / other:+11.3%}" if other else ""
             print(f"{level:8}{name:>12}{mine:14.6f}{other:14.6f}{share:>12}{'' if fits else '  NOT EQUAL'}")
     print(f"\nThe original against itself: {floors[0]:.2e} (ours), {floors[1]:.2e} (llama-perplexity's "
-          f"floor)\n\n              ours      theirs  ratio\ntime    {times}\nof CPU  {cpu}")
+          f"floor)\n\n              ours      theirs  ratio\ntime    {times}\nof CPU  {sides.cpu}")
     return finish("divergence", arguments, figures, same and times.ratio < 1,
                   "equal figures, faster than llama-perplexity")
 

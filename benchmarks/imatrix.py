@@ -12,7 +12,6 @@ whether they are the same to the bit is printed.
 from __future__ import annotations
 
 import argparse
-import re
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,15 +20,15 @@ from typing import Any
 import numpy as np
 from random_model import SHAPES, model_for_a_while
 from timing import (
-    Paired,
+    Sides,
     add_llama_cpp,
-    cpu_seconds,
     engine_options,
     finish,
     options,
     pair,
     run_in_child,
     run_program,
+    write_plain,
 )
 
 from loops.engine.imatrix import collect_imatrix, cut_chunks
@@ -62,31 +61,28 @@ def difference(ours: Imatrix, theirs: Imatrix) -> float:
     return worst
 
 
-class Comparison:
+class Comparison(Sides):
     """Both sides on the same chunks."""
 
     def __init__(self, arguments: argparse.Namespace, model: Path, folder: Path) -> None:
+        super().__init__()
         self.arguments, self.model = arguments, model
         self.text, self.mine, self.other = folder / "text.txt", folder / "ours.gguf", folder / "theirs.gguf"
-        content = arguments.text.read_text(encoding="utf-8")
-        self.text.write_text(re.sub(r"</?s>|<\|\w+\|>\n?", "", content), encoding="utf-8")
-        self.cpu: tuple[list[float], list[float]] = ([], [])
+        write_plain(arguments.text, self.text)
 
     def ours(self) -> float:
         """Collect in a child process; return the seconds of the process."""
-        before = cpu_seconds()
-        _, seconds = run_in_child(collect_here, self.model, self.text, self.arguments.chunks, self.arguments.threads,
-                                  self.mine)
-        self.cpu[0].append(cpu_seconds() - before)
+        with self.counted(ours=True):
+            _, seconds = run_in_child(collect_here, self.model, self.text, self.arguments.chunks,
+                                      self.arguments.threads, self.mine)
         return seconds
 
     def theirs(self) -> float:
         """Run llama-imatrix; return the seconds of the process."""
-        before = cpu_seconds()
-        _, seconds = run_program([self.arguments.llama_cpp / "llama-imatrix", "-m", self.model, "-f", self.text,
-                                  "-o", self.other, "-c", "512", "-t", str(self.arguments.threads), "--no-ppl",
-                                  "--chunks", str(self.arguments.chunks)])
-        self.cpu[1].append(cpu_seconds() - before)
+        with self.counted(ours=False):
+            _, seconds = run_program([self.arguments.llama_cpp / "llama-imatrix", "-m", self.model, "-f", self.text,
+                                      "-o", self.other, "-c", "512", "-t", str(self.arguments.threads), "--no-ppl",
+                                      "--chunks", str(self.arguments.chunks)])
         return seconds
 
 
@@ -100,14 +96,14 @@ def compare(arguments: argparse.Namespace, model: Path, folder: Path) -> int:
         return finish("imatrix", arguments, {"ours_s": seconds, "chunks": found.chunks}, None,
                       "needs --llama-cpp to be checked")
     times = pair(sides.ours, sides.theirs, arguments.rounds)
-    cpu = Paired(tuple(sides.cpu[0]), tuple(sides.cpu[1]))
     mine, other = read_imatrix(sides.mine), read_imatrix(sides.other)
     worst, same = difference(mine, other), sides.mine.read_bytes() == sides.other.read_bytes()
     figures: dict[str, Any] = {"model": model.name, "bytes": model.stat().st_size, "chunks": mine.chunks,
-                               "time": times.as_json(), "cpu_time": cpu.as_json(), "difference": worst,
+                               "time": times.as_json(), "cpu_time": sides.cpu.as_json(), "difference": worst,
                                "same_file": same}
     print(f"{model.name}, {model.stat().st_size / 1e6:,.0f} MB, {mine.chunks} chunks, {arguments.threads} threads, "
-          f"{arguments.rounds} rounds\n\n              ours      theirs  ratio\ntime    {times}\nof CPU  {cpu}\n\n"
+          f"{arguments.rounds} rounds\n\n              ours      theirs  ratio\ntime    {times}\n"
+          f"of CPU  {sides.cpu}\n\n"
           f"Largest difference of two sums: {worst:.1e} of the largest; the files are "
           f"{'the same to the byte' if same else 'not the same to the byte'}.")
     return finish("imatrix", arguments, figures, worst <= NOISE and times.ratio <= SLACK,

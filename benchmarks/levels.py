@@ -28,7 +28,7 @@ from memory import resident
 from random_model import model_for_a_while
 from timing import engine_options, finish, options, run_in_child
 
-from loops.engine.divergence import BaselineStore, cut_windows, measure_baseline, measure_divergence
+from loops.engine.divergence import BaselineStore, measure_baseline, measure_divergence
 from loops.engine.gguf_check import CheckedModel, check_model
 from loops.engine.imatrix import collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import Imatrix
@@ -38,6 +38,7 @@ from loops.engine.memory import plan_memory
 from loops.engine.model import ContextSpec, load_model, open_context
 from loops.engine.options import EngineOptions
 from loops.engine.quantize import QuantizeSpec, forecast, quantize
+from loops.engine.windows import cut_windows
 from loops.starter import HELD_OUT, STARTER_GGUF, corpus
 
 SEED, DIALOGUES = 5, 800  #: of the calibration text: no seed of the recipe, nor the held-out text's

@@ -28,13 +28,14 @@ from random_model import add_model_options, model_for_a_while
 from timing import ProgramFailed, engine_options, finish, options, run_in_child, start_child
 
 from loops.engine.chat import prompt_tokens
-from loops.engine.divergence import BaselineStore, cut_windows, measure_baseline, measure_divergence
+from loops.engine.divergence import BaselineStore, measure_baseline, measure_divergence
 from loops.engine.generate import Sampling, generate
 from loops.engine.gguf_check import check_model
 from loops.engine.levels import level_named
 from loops.engine.model import Model, load_model
 from loops.engine.quantize import QuantizeSpec, forecast, quantize
 from loops.engine.score import Question, score
+from loops.engine.windows import cut_windows
 from loops.evaluation.scenarios import read_scenarios
 from loops.starter import HELD_OUT
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from timing import engine_options, finish, options, run_in_child
+from timing import cpu_seconds, engine_options, finish, options, run_in_child
 
-from loops.engine.divergence import BaselineStore, cut_windows, measure_baseline, measure_divergence
+from loops.engine.divergence import BaselineStore, measure_baseline, measure_divergence
 from loops.engine.gguf_check import CheckedModel, check_model
 from loops.engine.imatrix import collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import Imatrix
@@ -36,6 +35,7 @@ from loops.engine.levels import level_named
 from loops.engine.model import load_model
 from loops.engine.options import EngineOptions
 from loops.engine.quantize import QuantizeSpec, forecast, quantize
+from loops.engine.windows import cut_windows
 from loops.evaluation.text import EvaluationText
 from loops.pass1.recipe import RecipeSearch
 from loops.pass1.steps import Steps
@@ -113,22 +113,17 @@ def compare_sizes(path: Path, material: Sequence[EvaluationText], threads: int,
         for level in levels:
             n_bytes, plain = referee.stock(level, None)
             _, weighted = referee.stock(level, imatrix)
-            started, used = time.monotonic(), _cpu_seconds()
+            started, used = time.monotonic(), cpu_seconds()
             with RecipeSearch(checked, options_, imatrix, for_search, steps, folder / "scratch",
                               lambda _stage, _done, _total: None) as search:
                 outcome = search.best(n_bytes, folder / "blobs")
-            seconds, cpu = time.monotonic() - started, _cpu_seconds() - used
+            seconds, cpu = time.monotonic() - started, cpu_seconds() - used
             found = referee.measure(outcome.path)
             rows.append({"model": path.name, "size_of": level, "bytes": n_bytes, "stock": plain, "imatrix": weighted,
                          "found": found, "found_bytes": outcome.path.stat().st_size, "winner": outcome.winner.name,
                          "change": found / min(plain, weighted) - 1, "seconds": seconds, "cpu_s": cpu})
             outcome.path.unlink()
     return rows
-
-
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def show(rows: Sequence[dict[str, Any]]) -> float:

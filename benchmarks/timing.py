@@ -11,11 +11,13 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -59,6 +61,35 @@ def cpu_seconds() -> float:
     """Return processor seconds of this process and its ended children: a clock that waiting does not move."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+class Sides:
+    """Two sides of a comparison and the processor time of each of their rounds.
+
+    Attributes:
+        wasted: processor seconds of runs that do not count.
+    """
+
+    def __init__(self) -> None:
+        self._cpu: tuple[list[float], list[float]] = ([], [])
+        self.wasted = 0.0
+
+    @contextmanager
+    def counted(self, *, ours: bool) -> Iterator[None]:
+        """Add what is done meanwhile to a side's rounds."""
+        before = cpu_seconds() - self.wasted
+        yield
+        self._cpu[0 if ours else 1].append(cpu_seconds() - self.wasted - before)
+
+    @property
+    def cpu(self) -> Paired:
+        """Processor seconds of both, round by round."""
+        return Paired(tuple(self._cpu[0]), tuple(self._cpu[1]))
+
+
+def write_plain(text: Path, target: Path) -> None:
+    """Copy a text without its control tokens, which llama.cpp's programs do not read."""
+    target.write_text(re.sub(r"</?s>|<\|\w+\|>\n?", "", text.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def pair(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> Paired:

@@ -82,8 +82,9 @@ def _demote() -> None:
 
 
 def _press(job: Job, pipe: Pipe) -> None:
-    from loops.pass1.loop import prepare, press
+    from loops.pass1.loop import press
     from loops.pass1.plan import PressPlan
+    from loops.pass1.prepared import prepare
 
     prepared = prepare(PressPlan.from_json(job["plan"]), pipe.emit, job.get("known_sha256"))
     pipe.emit(prepared.opened)

@@ -5,19 +5,16 @@ A release hard-links its blob, so removing a blob here never touches a release.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import secrets
 import shutil
-import stat
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import ClassVar
 
 from state.faults import NightpressError, failpoint
-from state.files import explained, fsync_file, fsync_folder, make_folder, rename, sha256_file
-from state.owner import has_live_tag, tag
+from state.files import explained, fsync_folder, make_folder, sha256_file
+from state.owner import has_live_tag
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -29,7 +26,7 @@ class BlobDamaged(NightpressError):
 
 
 class BlobStore:
-    """A folder of files named by their sha256; unfinished ones lie in `incoming`."""
+    """A folder of files named by their sha256; those that `loops.engine.quantize` still writes lie in `incoming`."""
 
     def __init__(self, root: Path, budget_bytes: int) -> None:
         self.root = root
@@ -59,59 +56,6 @@ class BlobStore:
     def has(self, sha256: str) -> bool:
         """Tell whether the blob is there."""
         return self.path(sha256).is_file()
-
-    def unfinished(self, suffix: str = ".gguf") -> Path:
-        """Return a fresh path in `incoming` for a file being written; this process owns it."""
-        self.prepare()
-        return self.incoming / f"{tag()}-{secrets.token_hex(6)}{suffix}"
-
-    def adopt(self, file: Path, sha256: str) -> Path:
-        """Take a finished file in under its hash and return its path; the file itself is gone after.
-
-        The content is hashed first. Killed at any moment, the blob is whole or absent.
-
-        Raises:
-            BlobDamaged: the content has another hash, or `file` is not a plain file; it stays.
-            DiskFull, StateUnwritable: as the disk says.
-        """
-        target = self.path(sha256)
-        if not stat.S_ISREG(file.lstat().st_mode):
-            raise BlobDamaged(f"{file} is not a plain file; it was not taken in.")
-        with explained(self.root):
-            self.prepare()
-            found = sha256_file(file)
-            if found != sha256:
-                raise BlobDamaged(f"{file} holds {found[:12]}…, not {sha256[:12]}… as announced; not used.")
-            if target.is_file() and target.stat().st_size == file.stat().st_size:
-                self.touch(sha256)
-                failpoint("blob.known")
-                file.unlink()
-                return target
-            file = self._move_in(file)
-            file.chmod(0o444)
-            os.utime(file)
-            fsync_file(file)
-            failpoint("blob.synced")
-            rename(file, target)
-            failpoint("blob.adopted")
-        return target
-
-    def _move_in(self, file: Path) -> Path:
-        """Return the file under a name in `incoming`, moved, or copied from another file system."""
-        inside = self.unfinished()
-        try:
-            file.rename(inside)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            try:
-                shutil.copyfile(file, inside)
-                failpoint("blob.copied")
-            except BaseException:
-                inside.unlink(missing_ok=True)
-                raise
-            file.unlink()
-        return inside
 
     def touch(self, sha256: str) -> None:
         """Mark a blob as used now; the least recently used are collected first."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ class StateUnwritable(NightpressError):
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OURS = re.compile(r"\.[0-9]{1,10}-[0-9a-f]{8}-[0-9a-f]{8}\.tmp$")  # as `temporary_beside` ends a name
 _UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
@@ -127,10 +129,10 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes], mode: int = 0o600
 
 
 def orphans(folder: Path) -> list[Path]:
-    """Return the temporary files in `folder` whose process is gone."""
+    """Return the temporary files in `folder` whose process is gone; what others name so is not ours to judge."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.glob(".*.tmp") if not has_live_tag(path.name))
+    return sorted(path for path in folder.glob(".*.tmp") if _OURS.search(path.name) and not has_live_tag(path.name))
 
 
 def sha256_file(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 
 import sqlalchemy
 from sqlalchemy.pool import StaticPool
-from sqlmodel import Session, SQLModel, create_engine, select
+from sqlmodel import Session, create_engine, select
 
 from state.clock import utc_now
 from state.damage import LEDGER, LedgerDamaged, connect, degraded, diagnose, finish_setting_aside, set_aside
@@ -315,16 +315,6 @@ class Ledger(Stages):
                 "fingerprint": fingerprint, "run_id": run_id, "level": level, "kind": kind,
                 "result": result, "finished_at": utc_now(),
             }])
-
-    def drop_step(self, fingerprint: str) -> None:
-        """Forget a finished step, for instance because its file is gone; unknown ones are fine."""
-        self._delete(Step, fingerprint)
-
-    def _delete(self, model: type[SQLModel], key: str) -> None:
-        with self._writing() as session:
-            row = session.get(model, key)
-            if row is not None:
-                session.delete(row)
 
     def record_event(
         self, action: str, run_id: int | None = None, level: str | None = None,

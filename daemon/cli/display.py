@@ -13,53 +13,14 @@ from daemon.course import Course
 from loops import events
 
 
-def _bars(out: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>4.0f} %"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=out, transient=True)
-
-
-class Stages:
-    """Shows work that is no run: a bar per stage on a terminal, and notes."""
+class _Shown:
+    """What is shown while it is entered: bars, on a terminal only, and lines."""
 
     def __init__(self, out: Console) -> None:
         self._out, self._live = out, out.is_terminal
-        self._bars = _bars(out)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        if self._live:
-            self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        if self._live:
-            self._bars.stop()
-
-    def show(self, event: events.Event) -> None:
-        """Show one event."""
-        if isinstance(event, events.Progress):
-            name = f"{event.level} {event.stage}".strip()
-            if name not in self._tasks:
-                for task in self._tasks.values():
-                    self._bars.update(task, visible=False)
-                self._tasks[name] = self._bars.add_task(name, total=event.total)
-            self._bars.update(self._tasks[name], completed=event.done, total=event.total, visible=True)
-        elif isinstance(event, events.Note):
-            self._out.print((event.message.strip().splitlines() or [""])[-1], markup=False)
-
-
-class Display:
-    """Shows events: bars on a terminal, a line per level elsewhere."""
-
-    def __init__(self, out: Console) -> None:
-        self._out = out
-        self._live = out.is_terminal
-        self._bars = _bars(out)
-        self._overall = self._bars.add_task("opening the model", total=1.0)
-        self._course = Course()
-        self._began = time.monotonic()
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>4.0f} %"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=out, transient=True)
 
     def __enter__(self) -> Self:
         if self._live:
@@ -73,6 +34,40 @@ class Display:
 
     def _say(self, line: str) -> None:
         self._out.print(line, markup=False)
+
+    def _note(self, note: events.Note) -> None:
+        """Show the last line of a note, which of a traceback is the one that says what."""
+        self._say((note.message.strip().splitlines() or [""])[-1])
+
+
+class Stages(_Shown):
+    """Shows work that is no run: a bar per stage on a terminal, and notes."""
+
+    def __init__(self, out: Console) -> None:
+        super().__init__(out)
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, event: events.Event) -> None:
+        """Show one event."""
+        if isinstance(event, events.Progress):
+            name = f"{event.level} {event.stage}".strip()
+            if name not in self._tasks:
+                for task in self._tasks.values():
+                    self._bars.update(task, visible=False)
+                self._tasks[name] = self._bars.add_task(name, total=event.total)
+            self._bars.update(self._tasks[name], completed=event.done, total=event.total, visible=True)
+        elif isinstance(event, events.Note):
+            self._note(event)
+
+
+class Display(_Shown):
+    """Shows events: bars on a terminal, a line per level elsewhere."""
+
+    def __init__(self, out: Console) -> None:
+        super().__init__(out)
+        self._overall = self._bars.add_task("opening the model", total=1.0)
+        self._course = Course()
+        self._began = time.monotonic()
 
     def show(self, event: events.Event) -> None:
         """Show one event."""
@@ -88,6 +83,6 @@ class Display:
             case events.LevelDone():
                 self._say(f"  {event.level:8} {event.state}" + (f": {event.reason}" if event.reason else ""))
             case events.Note():
-                self._say((event.message.strip().splitlines() or [""])[-1])
+                self._note(event)
             case _:
                 pass

@@ -7,21 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.options import MODEL, AsJson, StateDir, print_json
+from daemon.cli.options import MODEL, AsJson, Calibration, Domain, ImatrixFile, StateDir, Threads, absolute, print_json
 
 if TYPE_CHECKING:
     from daemon.settings import Settings
     from loops.pass1.plan import SinglePlan
 
-Domain = Annotated[list[str] | None, typer.Option(
-    metavar="NAME", show_default=False,
-    help="Calibrate with this domain's text, such as medical; repeat for more. `nightpress calibration list` shows "
-         "them.")]
-Calibration = Annotated[list[Path] | None, typer.Option(
-    metavar="FILE", show_default=False, help="Calibrate with this text; repeat for more.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
-Threads = Annotated[int | None, typer.Option(
-    min=1, help="Threads of the engine. Default: one per processor.", show_default=False)]
 
 SHOWN = 12  #: tensors and layers that --stats prints
 
@@ -69,7 +61,7 @@ def imatrix(
         with gguf_of(model, settings) as path:
             target = (output or Path(f"{name_of(path)}-imatrix.gguf")).expanduser().absolute()
             plan = _plan(settings, path, target, domain, calibration, replace=force, chunks=chunks,
-                         merge=tuple(str(file.expanduser().absolute()) for file in merge or ()))
+                         merge=tuple(map(absolute, merge or ())))
             found = _run({"job": "imatrix", "plan": plan.as_json()}, settings)
     if json:
         print_json(found)
@@ -125,8 +117,7 @@ def quantize(
         metavar="BITS", min=0.5, max=16.0, help="The same, in bits per weight: 4.5.", show_default=False)] = None,
     domain: Domain = None,
     calibration: Calibration = None,
-    imatrix: Annotated[Path | None, typer.Option(
-        metavar="FILE", help="Quantize with this importance matrix.", show_default=False)] = None,
+    imatrix: ImatrixFile = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files.")] = Path(),
     force: Force = False,
     allow_requantize: Annotated[bool, typer.Option(
@@ -160,8 +151,7 @@ def quantize(
     with gguf_of(model, settings) as path:
         plan = _plan(settings, path, output.expanduser().absolute(), domain, calibration, replace=force, levels=wanted,
                      target_bytes=parse_size(target_size) if target_size else 0, target_bits=target_bpw or 0.0,
-                     imatrix=str(imatrix.expanduser().absolute()) if imatrix else None,
-                     tool=str(quant_tool.expanduser().absolute()) if quant_tool else None,
+                     imatrix=absolute(imatrix) if imatrix else None, tool=absolute(quant_tool) if quant_tool else None,
                      allow_requantize=allow_requantize)
         files = _run({"job": "quantize", "plan": plan.as_json()}, settings)["files"]
     if json:
@@ -204,7 +194,7 @@ def _plan(settings: Settings, model: Path, output: Path, domain: list[str] | Non
     return SinglePlan(
         model=str(model), scratch=str(settings.scratch), matrices=str(settings.blobs.parent / "imatrices"),
         journals=str(settings.state_dir / "journals"), output=str(output), stem=name_of(model),
-        domains=tuple(domain or ()), calibration=tuple(str(file.expanduser().absolute()) for file in calibration or ()),
+        domains=tuple(domain or ()), calibration=tuple(map(absolute, calibration or ())),
         user_domains=str(config_dir() / "calibration"), options=options, **further)
 
 

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.options import MODEL, AsJson, DeployDir, StateDir, print_json
+from daemon.cli.options import (
+    MODEL,
+    AsJson,
+    Calibration,
+    DeployDir,
+    Domain,
+    ImatrixFile,
+    StateDir,
+    Threads,
+    absolute,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from daemon.client import Client
@@ -36,14 +47,9 @@ def run(
     once: Annotated[str | None, typer.Option(
         "--once", "--run-once", metavar="LEVEL", help="Build and measure this one level, and promote nothing.",
         show_default=False)] = None,
-    domain: Annotated[list[str] | None, typer.Option(
-        metavar="NAME", show_default=False,
-        help="Calibrate with this domain's text, such as medical; repeat for more. `nightpress calibration list` "
-             "shows them. Default: general, and only for levels that need it.")] = None,
-    calibration: Annotated[list[Path] | None, typer.Option(
-        metavar="FILE", show_default=False, help="Calibrate with this text; repeat for more.")] = None,
-    imatrix: Annotated[Path | None, typer.Option(
-        help="Quantize with this importance matrix as it is, llama.cpp's GGUF or .dat.", show_default=False)] = None,
+    domain: Domain = None,
+    calibration: Calibration = None,
+    imatrix: ImatrixFile = None,
     max_iterations: Annotated[int | None, typer.Option(
         min=1, help="Most levels to build. Default: 10, or as many as --levels names.", show_default=False)] = None,
     evaluation_prompts: Annotated[int, typer.Option(
@@ -103,8 +109,7 @@ def run(
     simulate: Annotated[bool, typer.Option(
         "--simulate", "--mock",
         help="No native work; all figures are invented, marked so, and never promoted.")] = False,
-    threads: Annotated[int | None, typer.Option(
-        min=1, help="Threads of the engine. Default: one per processor.", show_default=False)] = None,
+    threads: Threads = None,
     output_dir: Annotated[Path | None, typer.Option(
         help="Folder for the summary. Default: `output` in the state folder.", show_default=False)] = None,
     state_dir: StateDir = None,
@@ -140,23 +145,19 @@ def run(
         target_bytes=parse_size(target_size), store_bytes=parse_size(baseline_disk),
         max_degradation=max_degradation, max_kld=max_kld,
         max_iterations=max_iterations or max(10, len(expand(wanted))), strategy=strategy, prefer=prefer,
-        scenarios=_absolute(scenarios) if scenarios else None, first_scenarios=evaluation_prompts,
-        max_scenarios=max_prompts, text=_absolute(text) if text else None, text_windows=text_windows,
+        scenarios=absolute(scenarios) if scenarios else None, first_scenarios=evaluation_prompts,
+        max_scenarios=max_prompts, text=absolute(text) if text else None, text_windows=text_windows,
         gates=tuple(gate or ()), weights=parse_weights(weight or ()), seeds=seeds, judge=judge,
-        eq_bench=_absolute(eq_bench) if eq_bench else None,
-        multiple_choice=_absolute(multiple_choice) if multiple_choice else None,
-        dataset=_absolute(dataset) if dataset else None,
-        domains=tuple(domain or ()), calibration=tuple(_absolute(file) for file in calibration or ()),
-        user_domains=str(config_dir() / "calibration"), imatrix=_absolute(imatrix) if imatrix else None,
+        eq_bench=absolute(eq_bench) if eq_bench else None,
+        multiple_choice=absolute(multiple_choice) if multiple_choice else None,
+        dataset=absolute(dataset) if dataset else None,
+        domains=tuple(domain or ()), calibration=tuple(map(absolute, calibration or ())),
+        user_domains=str(config_dir() / "calibration"), imatrix=absolute(imatrix) if imatrix else None,
         accept_inconclusive=accept_inconclusive, allow_requantize=allow_requantize, ignore_forecast=force,
-        tool=_absolute(quant_tool) if quant_tool else None, timeout_s=timeout, simulate=simulate)
+        tool=absolute(quant_tool) if quant_tool else None, timeout_s=timeout, simulate=simulate)
     options = {"--deploy-dir": deploy_dir, "--output-dir": output_dir, "--threads": threads}
     own = [option for option, given in options.items() if given is not None]
     _press(settings, plan, own, promoting=promote and not once and not simulate, fresh=fresh, as_json=json)
-
-
-def _absolute(file: Path) -> str:
-    return str(file.expanduser().absolute())
 
 
 def _press(settings: Settings, plan: PressPlan, own: list[str], *, promoting: bool, fresh: bool, as_json: bool) -> None:

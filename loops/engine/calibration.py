@@ -15,11 +15,11 @@ from calibration_data.catalogue import Catalogue
 from calibration_data.render import render as render_samples
 from calibration_data.text import TEXT, Sample
 from loops.engine import chat
-from loops.engine.divergence import WINDOW
 from loops.engine.gguf_check import check_model
 from loops.engine.model import Model, ModelNotLoaded
 from loops.engine.native import library, log
 from loops.engine.options import EngineOptions
+from loops.engine.windows import WINDOW
 
 #: Chunks of 512 tokens below which more text may help. Of Llama-3-8B at Q2_K, matrices of 10 thousand to 10 million
 #: tokens do equally well, and one of a thousand worse by 2 % (llama.cpp, tools/perplexity/README.md).

@@ -21,74 +21,13 @@ from loops.engine.logits import Floats, kl_divergence, log_rest, log_softmax
 from loops.engine.model import Context, ContextSpec, Model, NotFinite, Tokens, open_context
 from loops.engine.options import physical_cores
 from loops.engine.scratch import load_array, save_array
-from state.faults import NightpressError, failpoint
+from loops.engine.windows import FIRST_SCORED, ROWS, WINDOW, Windows
+from state.faults import failpoint
 
 Progress = Callable[[int, int], None]
 
-WINDOW = 512
-FIRST_SCORED = WINDOW // 2  #: llama-perplexity scores the predictions made from here on
-ROWS = WINDOW - 1 - FIRST_SCORED  #: scored predictions in a window
-LOGITS_BYTES = 192 << 20  #: most logits held at once
-MAX_WINDOWS_PER_DECODE = 4  #: with 8 the starter took about 5 % longer, for the same bits
 SLICE_ROWS = 32  #: rows turned into log-probabilities at once by one thread
 PERCENTILES = (0.1, 1.0, 5.0, 10.0, 25.0, 75.0, 90.0, 95.0, 99.0, 99.9)
-
-
-class TextTooShort(NightpressError):
-    """The evaluation text is too short to measure anything."""
-
-    exit_code = 27
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Evaluation text as the model reads it.
-
-    Attributes:
-        tokens: int32 of shape (windows, 512).
-        per_decode: windows computed together; part of the fingerprint.
-    """
-
-    tokens: Tokens
-    per_decode: int
-
-    @property
-    def groups(self) -> int:
-        """How many decodes the text takes."""
-        return -(-len(self.tokens) // self.per_decode)
-
-    @property
-    def scored(self) -> int:
-        """How many predictions are scored."""
-        return len(self.tokens) * ROWS
-
-    def group(self, index: int) -> Tokens:
-        """Return the windows of group index, int32 of shape (at most per_decode, 512)."""
-        return self.tokens[index * self.per_decode:(index + 1) * self.per_decode]
-
-
-def cut_windows(model: Model, text: str, *, special: bool = False, limit: int = 0) -> Windows:
-    """Tokenize text and cut it into windows.
-
-    Args:
-        model: whose vocabulary to use.
-        text: at least 1,024 tokens long, as llama.cpp demands too.
-        special: read control-token markers in the text as control tokens.
-        limit: most windows to keep; 0 keeps all.
-
-    Raises:
-        TextTooShort: saying how much there is and how much is needed.
-    """
-    tokens = model.tokenize(text, add_bos=True, special=special)
-    count = len(tokens) // WINDOW
-    if count < 2:
-        raise TextTooShort(f"The evaluation text has {len(tokens)} tokens, and at least {2 * WINDOW} are needed. "
-                           "Give a longer one with --text.")
-    windows = tokens[:count * WINDOW].reshape(count, WINDOW)[:limit or None].copy()
-    if model.add_bos:
-        windows[:, 0] = model.bos
-    per_decode = max(1, min(MAX_WINDOWS_PER_DECODE, LOGITS_BYTES // (ROWS * model.n_vocab * 4)))
-    return Windows(windows, per_decode)
 
 
 def _decode_windows(context: Context, windows: Tokens) -> Floats:

@@ -5,29 +5,25 @@ beginning-of-sequence token replaces the first of each, and for every weight mat
 added up per column, row after row in 32-bit floats. The same additions in the same order give the same bits.
 
 The engine calls back before each node of its graph and, where asked to, after it. The input is then read where
-it lies. `struct ggml_tensor` is no part of llama.h, so its layout is declared here and checked against the
-library's own answers before it is trusted.
+it lies, see `loops.engine.tensors`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from loops.engine.divergence import LOGITS_BYTES, MAX_WINDOWS_PER_DECODE, WINDOW, Windows
 from loops.engine.imatrix_file import Counts, Entry, Imatrix, ImatrixRefused, Sums, read_imatrix, write_imatrix
-from loops.engine.model import Context, ContextSpec, Model, NotFinite, OutOfMemory
-from loops.engine.native import EngineFailed, library, log
+from loops.engine.model import Context, ContextSpec, Model, NotFinite, open_context
+from loops.engine.native import library
+from loops.engine.tensors import F32, Tensor, ggml, values
+from loops.engine.windows import WINDOW, Windows, tokens_in_windows
 from state.faults import NightpressError, failpoint
 
 Progress = Callable[[int, int], None]
@@ -36,102 +32,12 @@ _Key = tuple[int | None, int | None]
 OUTPUTS = ("output.weight", "token_embd.weight")  #: the second multiplies only where it is the output as well
 MIN_ROWS = 16  #: llama-imatrix passes over smaller multiplications, unless they are of experts
 WORK_BYTES = 1 << 17  #: squares held at once: they should stay in the processor's cache
-_F32 = 0  #: number of the tensor type
-_SOURCES = 10  # GGML_MAX_SRC
 
 
 class CalibrationTooShort(NightpressError):
     """The calibration text is too short for an importance matrix; give more text."""
 
     exit_code = 76
-
-
-class _Tensor(ctypes.Structure):
-    """`struct ggml_tensor` of ggml.h."""
-
-    _fields_ = (
-        ("type", ctypes.c_int), ("buffer", ctypes.c_void_p), ("ne", ctypes.c_int64 * 4), ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int), ("op_params", ctypes.c_int32 * 16), ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * _SOURCES), ("view_src", ctypes.c_void_p), ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p), ("name", ctypes.c_char * 64), ("extra", ctypes.c_void_p),
-        ("padding", ctypes.c_char * 8))
-
-
-class _InitParameters(ctypes.Structure):
-    """`struct ggml_init_params` of ggml.h."""
-
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-
-@dataclass(frozen=True)
-class _Ggml:
-    """The functions of ggml that reading a tensor takes, and the numbers of two operations."""
-
-    is_host: Any
-    read: Any
-    n_bytes: Any
-    mul_mat: int
-    mul_mat_id: int
-
-
-def _declare(name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(library().llama_cpp._lib, name)  # the library that llama.h's functions are taken from
-    function.restype, function.argtypes = result, list(arguments)
-    return function
-
-
-@functools.cache
-def _ggml() -> _Ggml:
-    """Return ggml's functions, once two multiplications made by the library look as declared above.
-
-    Raises:
-        EngineFailed: the engine lays its tensors out otherwise.
-    """
-    pointer, size, i64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
-    op_name = _declare("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
-    init, free = _declare("ggml_init", pointer, _InitParameters), _declare("ggml_free", None, pointer)
-    new = _declare("ggml_new_tensor_3d", pointer, pointer, ctypes.c_int, i64, i64, i64)
-    set_name = _declare("ggml_set_name", pointer, pointer, ctypes.c_char_p)
-    multiply = _declare("ggml_mul_mat", pointer, pointer, pointer, pointer)
-    get_data = _declare("ggml_get_data", pointer, pointer)
-    overhead = int(_declare("ggml_tensor_overhead", size)())
-    context = init(_InitParameters(1 << 20, None, False))
-    if not context:
-        raise EngineFailed("The engine has no memory for a tensor.")
-    try:
-        weights, rows = new(context, _F32, 24, 5, 1), new(context, _F32, 24, 7, 3)
-        set_name(weights, b"blk.0.layout.weight")
-        product = multiply(context, weights, rows)
-        made, given, fed = (_Tensor.from_address(address) for address in (product, weights, rows))
-        numbers = {op_name(number): number for number in range(made.op + 2)}
-        seen = (given.name, given.type, given.data, tuple(fed.ne), tuple(fed.nb), tuple(made.src[:3]), made.view_src,
-                op_name(made.op), op_name(made.op + 1), tuple(made.ne))
-        expected = (b"blk.0.layout.weight", _F32, get_data(weights), (24, 7, 3, 1), (4, 96, 672, 2016),
-                    (weights, rows, None), None, b"MUL_MAT", b"MUL_MAT_ID", (5, 7, 3, 1))
-        # an object of ggml's memory pool takes 32 bytes more than the tensor in it
-        if seen != expected or overhead - 32 != ctypes.sizeof(_Tensor):
-            raise EngineFailed("The engine lays its tensors out in another way than Nightpress knows: install the "
-                               "version of llama-cpp-python that Nightpress asks for.")
-    finally:
-        free(context)
-    return _Ggml(
-        is_host=_declare("ggml_backend_buffer_is_host", ctypes.c_bool, pointer),
-        read=_declare("ggml_backend_tensor_get", None, pointer, pointer, size, size),
-        n_bytes=_declare("ggml_nbytes", size, pointer),
-        mul_mat=numbers[b"MUL_MAT"], mul_mat_id=numbers[b"MUL_MAT_ID"])
-
-
-def _values(address: int, kind: type[np.generic]) -> NDArray[Any]:
-    """Return a tensor of 4-byte numbers, with ggml's shape reversed: where it lies, or copied from another device."""
-    ggml, tensor = _ggml(), _Tensor.from_address(address)
-    length = int(ggml.n_bytes(address))
-    if not ggml.is_host(tensor.buffer):
-        raw = ctypes.create_string_buffer(length)
-        ggml.read(address, raw, 0, length)
-    else:
-        raw = (ctypes.c_char * length).from_address(tensor.data)
-    flat = np.frombuffer(memoryview(raw), dtype=kind)
-    return as_strided(flat, shape=tensor.ne[::-1], strides=tensor.nb[::-1], writeable=False)
 
 
 def add_squares(total: Sums, rows: NDArray[np.float32]) -> None:
@@ -192,9 +98,9 @@ class Collector:
             return ask  # the engine stops where a node is wanted and the answer to it is False
         try:
             if ask:
-                node = _Tensor.from_address(address)
+                node = Tensor.from_address(address)
                 return self._wants(node) and not self._shares(node)
-            self._add(_Tensor.from_address(address))
+            self._add(Tensor.from_address(address))
         except BaseException as problem:  # noqa: BLE001 - raised again by `check`
             self.problem = problem
             return False
@@ -205,28 +111,27 @@ class Collector:
         if self.problem is not None:
             raise self.problem
 
-    def _wants(self, node: _Tensor) -> bool:
-        ggml = _ggml()
-        if node.op == ggml.mul_mat_id:
+    def _wants(self, node: Tensor) -> bool:
+        if node.op == ggml().mul_mat_id:
             return True
-        if node.op != ggml.mul_mat:
+        if node.op != ggml().mul_mat:
             return False
-        fed = _Tensor.from_address(node.src[1])
-        name = _weight_name(_Tensor.from_address(node.src[0]).name)
-        return (fed.ne[1] >= MIN_ROWS and fed.type == _F32
+        fed = Tensor.from_address(node.src[1])
+        name = _weight_name(Tensor.from_address(node.src[0]).name)
+        return (fed.ne[1] >= MIN_ROWS and fed.type == F32
                 and (name.startswith("blk.") or (self.with_output and name in OUTPUTS)))
 
-    def _entry(self, node: _Tensor) -> tuple[str, Entry, _Key]:
+    def _entry(self, node: Tensor) -> tuple[str, Entry, _Key]:
         """Return name and sums of the weights that node multiplies with, and what identifies its input."""
-        by_expert = node.op == _ggml().mul_mat_id
-        weights = _Tensor.from_address(node.src[0])
+        by_expert = node.op == ggml().mul_mat_id
+        weights = Tensor.from_address(node.src[0])
         name, matrices = _weight_name(weights.name), weights.ne[2] * weights.ne[3]
         if name not in self.entries:
             self.entries[name] = Entry(np.zeros(weights.ne[0] * matrices, dtype=np.float32),
                                        np.zeros(matrices if by_expert else 1, dtype=np.int64))
         return name, self.entries[name], (node.src[1], node.src[2] if by_expert else None)
 
-    def _shares(self, node: _Tensor) -> bool:
+    def _shares(self, node: Tensor) -> bool:
         """Add an input that was just added for another matrix, if it is the same; the engine need not stop for it."""
         name, entry, key = self._entry(node)
         recent = self._recent
@@ -238,14 +143,14 @@ class Collector:
         recent.names.add(name)
         return True
 
-    def _add(self, node: _Tensor) -> None:
+    def _add(self, node: Tensor) -> None:
         name, entry, key = self._entry(node)
         before, had = entry.sums.copy(), entry.counts.copy()
-        if node.op == _ggml().mul_mat_id:
-            add_by_expert(entry, _values(node.src[1], np.float32), _values(node.src[2], np.int32))
+        if node.op == ggml().mul_mat_id:
+            add_by_expert(entry, values(node.src[1], np.float32), values(node.src[2], np.int32))
         else:
-            stacked = _Tensor.from_address(node.src[0]).ne[3:1:-1]
-            add_plain(entry, _values(node.src[1], np.float32), (stacked[0], stacked[1]))
+            stacked = Tensor.from_address(node.src[0]).ne[3:1:-1]
+            add_plain(entry, values(node.src[1], np.float32), (stacked[0], stacked[1]))
         if not np.isfinite(entry.sums).all():
             raise NotFinite(f"The model computes values that are not finite: they flow into {name}.")
         self._recent = _Recent(key, {name}, before, entry.sums.copy(), entry.counts - had)
@@ -290,42 +195,11 @@ def cut_chunks(model: Model, text: str, *, special: bool = False, limit: int = 0
     Raises:
         CalibrationTooShort: saying how much there is and how much is needed.
     """
-    tokens = model.tokenize(text, add_bos=True, special=special)
-    count = len(tokens) // WINDOW
-    if count < 2:
-        raise CalibrationTooShort(f"The calibration text has {len(tokens)} tokens, and an importance matrix needs at "
-                                  f"least {2 * WINDOW}; give more text.")
-    chunks = tokens[:count * WINDOW].reshape(count, WINDOW)[:limit or None].copy()
-    if model.add_bos:
-        chunks[:, 0] = model.bos
-    return Windows(chunks, max(1, min(MAX_WINDOWS_PER_DECODE, LOGITS_BYTES // (WINDOW * model.n_vocab * 4))))
-
-
-@contextmanager
-def _observed_context(model: Model, spec: ContextSpec,
-                      observe: Callable[[int, bool, object], bool]) -> Iterator[Context]:
-    """Make a context that shows every node to observe: before it is computed and, where that was wanted, after."""
-    lib, options = library(), model.options
-    params = lib.llama_context_default_params()
-    params.n_ctx = params.n_batch = spec.cells
-    params.n_ubatch = min(options.ubatch, spec.cells)
-    params.n_seq_max = spec.sequences
-    params.n_threads = params.n_threads_batch = options.thread_count
-    params.kv_unified = spec.shared
-    params.swa_full = params.no_perf = True
-    # the library holds its address only, so it has to live as long as the context
-    callback = lib.ggml_backend_sched_eval_callback(observe)
-    params.cb_eval = callback
-    log.forget()
-    pointer = lib.llama_init_from_model(model.pointer, params)
-    if not pointer:
-        raise OutOfMemory(f"A context of {spec.cells} tokens for {model.path.name} cannot be made: "
-                          f"{log.reason('not enough memory')}.")
-    context = Context(model, pointer, spec)
-    try:
-        yield context
-    finally:
-        context.free()
+    chunks, count = tokens_in_windows(model, text, special=special, limit=limit, outputs=WINDOW)
+    if count < 2 * WINDOW:
+        raise CalibrationTooShort(f"The calibration text has {count} tokens, and an importance matrix needs at least "
+                                  f"{2 * WINDOW}; give more text.")
+    return chunks
 
 
 def _compute(context: Context, chunks: NDArray[np.int32]) -> None:
@@ -384,9 +258,9 @@ def collect_imatrix(model: Model, chunks: Windows, folder: Path, *, datasets: Se
     done = _resume(file, _source(model, chunks, with_output=with_output))
     collector = Collector(dict(done.entries), with_output=with_output)
     if done.chunks < total:
-        _ggml()  # before the engine could call back
+        ggml()  # before the engine could call back
         size = min(chunks.per_decode, total)
-        with _observed_context(model, ContextSpec(size, size * WINDOW, shared=False), collector.observe) as context:
+        with open_context(model, ContextSpec(size, size * WINDOW, shared=False), collector.observe) as context:
             for index in range(done.chunks // chunks.per_decode, chunks.groups):
                 group = chunks.group(index)
                 _compute(context, group)

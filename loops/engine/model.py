@@ -143,13 +143,14 @@ def _is_repacked(path: Path, options: EngineOptions) -> bool:
 
 @contextmanager
 def load_model(path: Path, options: EngineOptions,
-               progress: Callable[[float], None] | None = None) -> Iterator[Model]:
+               progress: Callable[[float], None] | None = None, *, mapped: bool = True) -> Iterator[Model]:
     """Load the GGUF at path and free it afterwards.
 
     Args:
         path: a file that passed the GGUF check; the first shard of a sharded model.
         options: how the engine runs.
         progress: told the loaded share, 0 to 1.
+        mapped: let the file be a map of memory where that saves some; without one the weights can be written to.
 
     Raises:
         ModelNotLoaded: with the library's reason.
@@ -159,7 +160,7 @@ def load_model(path: Path, options: EngineOptions,
     params = lib.llama_model_default_params()
     params.n_gpu_layers = options.gpu_layers
     params.use_extra_bufts = options.extra_buffers
-    if _is_repacked(path, options):
+    if not mapped or _is_repacked(path, options):
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
 
     def report(share: float, _user_data: object) -> bool:
@@ -246,8 +247,15 @@ class Context:
 
 
 @contextmanager
-def open_context(model: Model, spec: ContextSpec) -> Iterator[Context]:
+def open_context(model: Model, spec: ContextSpec,
+                 observe: Callable[[int, bool, object], bool] | None = None) -> Iterator[Context]:
     """Make a context of the given size for model and free it afterwards.
+
+    Args:
+        model: loaded.
+        spec: the size.
+        observe: shown every node of the graph, by address: before it is computed, when it answers whether to be shown
+            it again, and after that, when it answers whether to go on.
 
     Raises:
         OutOfMemory: the library cannot allocate it.
@@ -263,6 +271,9 @@ def open_context(model: Model, spec: ContextSpec) -> Iterator[Context]:
     params.kv_unified = spec.shared
     params.swa_full = True
     params.no_perf = True
+    if observe is not None:  # the library holds the address only: `callback` has to live as long as the context
+        callback = lib.ggml_backend_sched_eval_callback(observe)
+        params.cb_eval = callback
     log.forget()
     pointer = lib.llama_init_from_model(model.pointer, params)
     if not pointer:

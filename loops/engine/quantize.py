@@ -23,6 +23,7 @@ from loops.engine.levels import UNQUANTIZED, Level
 from loops.engine.model import check_finite, load_model
 from loops.engine.native import EngineFailed, library, log
 from loops.engine.options import EngineOptions
+from loops.engine.size import file_size
 from loops.leash import die_with_parent
 from state.faults import NightpressError, failpoint
 from state.files import DiskFull, explained, fsync_file, fsync_folder, sha256_file, temporary_beside
@@ -34,10 +35,6 @@ _TENSOR_LINE = re.compile(
     r"\[\s*(?P<index>\d+)/\s*(?P<count>\d+)\]\s+(?P<name>\S+)\s+- \[.*?\], type =\s*(?P<old>\w+), "
     r"(?:size =\s*[\d.]+ MiB(?: ->\s*[\d.]+ MiB \((?P<dry>\w+)\))?|converting to (?P<new>\w+))")
 _FALLBACKS = re.compile(r"WARNING: (\d+) of \d+ tensor\(s\) required fallback")
-
-#: metadata that quantizing sets or removes, each with the bytes of its value
-_SET_KEYS = {"general.quantization_version": 4, "general.file_type": 4}
-_DROPPED_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 #: types that the library refuses for a matrix that no importance is known of (tensor_requires_imatrix() in
 #: src/llama-quant.cpp), but for the embedding and the output
@@ -177,34 +174,6 @@ def _types_in(lines: Iterable[str], before: Mapping[str, str]) -> dict[str, str]
         new = match["dry"] or match["new"] or match["old"]
         types[match["name"]] = new.upper()
     return types
-
-
-def _padded(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
-
-
-def file_size(model: CheckedModel, types: Mapping[str, str]) -> int:
-    """Return the exact size of model written as one GGUF with the given tensor types.
-
-    The layout is that of gguf.cpp: 24 bytes of header, the metadata, one record per tensor,
-    then every tensor padded to 32 bytes.
-    """
-    sizes = {name: (block, block_bytes) for name, block, block_bytes in tensor_types().values()}
-    alignment = 32  # llama.cpp writes with the default, whatever the original has
-    first = model.headers[0]
-    meta = 24 + first.metadata_n_bytes
-    for key, value_bytes in _SET_KEYS.items():
-        if key not in first.metadata:
-            meta += 8 + len(key) + 4 + value_bytes
-    for key in _DROPPED_KEYS:
-        if key in first.metadata:
-            meta -= 8 + len(key) + 4 + (4 if key.endswith("tensors.count") else 2)
-    data = 0
-    for tensor in model.tensors:
-        meta += 8 + len(tensor.name.encode()) + 4 + 8 * len(tensor.shape) + 4 + 8
-        block, block_bytes = sizes[types[tensor.name]]
-        data += _padded(tensor.n_elements // block * block_bytes, alignment)
-    return _padded(meta, alignment) + data
 
 
 def forecast(spec: QuantizeSpec) -> Forecast:

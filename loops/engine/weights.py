@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,13 +25,13 @@ from numpy.typing import NDArray
 from loops.engine.gguf_check import CheckedModel
 from loops.engine.gguf_format import tensor_types
 from loops.engine.gguf_header import TensorInfo
-from loops.engine.imatrix import _declare, _ggml, _observed_context, _Tensor
 from loops.engine.imatrix_file import Imatrix
 from loops.engine.levels import UNQUANTIZED, level_named
-from loops.engine.model import ContextSpec, Model, ModelNotLoaded, NotFinite
-from loops.engine.native import EngineFailed, library, log
+from loops.engine.model import ContextSpec, Model, NotFinite, load_model, open_context
+from loops.engine.native import EngineFailed
 from loops.engine.options import EngineOptions
 from loops.engine.quantize import NEEDING_IMATRIX, QuantizeSpec, forecast, refuse_quantized
+from loops.engine.tensors import Tensor, declare, ggml
 
 Rows = NDArray[np.float32]
 
@@ -85,9 +83,9 @@ _ToFloat = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int
 def _functions() -> _Functions:
     pointer, size, i64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
     return _Functions(
-        quantize=_declare("ggml_quantize_chunk", size, ctypes.c_int, pointer, pointer, i64, i64, i64, pointer),
-        traits=_declare("ggml_get_type_traits", ctypes.POINTER(_Traits), ctypes.c_int),
-        write=_declare("ggml_backend_tensor_set", None, pointer, pointer, size, size))
+        quantize=declare("ggml_quantize_chunk", size, ctypes.c_int, pointer, pointer, i64, i64, i64, pointer),
+        traits=declare("ggml_get_type_traits", ctypes.POINTER(_Traits), ctypes.c_int),
+        write=declare("ggml_backend_tensor_set", None, pointer, pointer, size, size))
 
 
 @functools.cache
@@ -279,23 +277,6 @@ class Weights:
         self._state = dict(state)
 
 
-@contextmanager
-def _load_writable(path: Path, options: EngineOptions) -> Iterator[Model]:
-    """Load the model without a memory map and without moving its weights into another order."""
-    lib = library()
-    params = lib.llama_model_default_params()
-    params.n_gpu_layers, params.use_extra_bufts = options.gpu_layers, False
-    params.load_mode = lib.LLAMA_LOAD_MODE_NONE
-    log.forget()
-    pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
-    if not pointer:
-        raise ModelNotLoaded(f"{path.name} does not load: {log.reason('the engine gives no reason')}.")
-    try:
-        yield Model(pointer, path, options)
-    finally:
-        lib.llama_model_free(pointer)
-
-
 class _Finder:
     """Takes down where the weights lie that the nodes of the engine's graph read."""
 
@@ -305,17 +286,17 @@ class _Finder:
     def observe(self, address: int, ask: bool, _user_data: object) -> bool:
         """Look at a node before it is computed; never ask for the result."""
         if ask:
-            for source in _Tensor.from_address(address).src[:2]:
-                name = _Tensor.from_address(source).name.decode(errors="replace") if source else ""
+            for source in Tensor.from_address(address).src[:2]:
+                name = Tensor.from_address(source).name.decode(errors="replace") if source else ""
                 if source and name in self.places:
                     self.places[name].add(source)
         return not ask
 
 
 def _find(model: Model, names: set[str]) -> dict[str, frozenset[int]]:
-    _ggml()  # the layout is checked before it is relied on
+    ggml()  # the layout is checked before it is relied on
     finder, length = _Finder(names), 32
-    with _observed_context(model, ContextSpec(1, length, shared=False), finder.observe) as context:
+    with open_context(model, ContextSpec(1, length, shared=False), finder.observe) as context:
         context.decode(np.zeros(length, dtype=np.int32), range(length), [(0,)] * length, [True] * length)
     return {name: frozenset(places) for name, places in finder.places.items() if places}
 
@@ -327,5 +308,7 @@ def open_weights(matrices: Matrices) -> Iterator[Weights]:
     Raises:
         ModelNotLoaded: with the library's reason.
     """
-    with _load_writable(matrices.checked.path, matrices.options) as model:
+    # extra buffers would hold the weights in another order
+    options = replace(matrices.options, extra_buffers=False)
+    with load_model(matrices.checked.path, options, mapped=False) as model:
         yield Weights(matrices, model, _find(model, set(matrices.tensors)))

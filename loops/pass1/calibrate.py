@@ -15,19 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from calibration_data import checks
-from calibration_data.catalogue import GENERAL, Catalogue
-from calibration_data.text import CalibrationRefused, Sample, read, write
+from calibration_data.catalogue import GENERAL
 from loops.engine.calibration import calibration_text
-from loops.engine.divergence import Windows
 from loops.engine.gguf_check import CheckedModel
-from loops.engine.imatrix import collect_imatrix, cut_chunks
+from loops.engine.imatrix import OUTPUTS, CalibrationTooShort, collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import Entry, Imatrix, check_fits, read_imatrix, write_imatrix
-from loops.evaluation.scenarios import Scenario
+from loops.engine.imatrix_stats import coverage
+from loops.engine.windows import WINDOW, Windows
 from loops.evaluation.text import EvaluationText
+from loops.events import Note
 from loops.pass1.gauge import Gauge
 from loops.pass1.plan import PressPlan
 from loops.pass1.rig import Rig, Subject
+from loops.pass1.sensitivity import LEAST_WINDOWS
+from loops.pass1.source import NONE, Source, general, general_apart_from
 from loops.pass1.steps import Result
 from state.files import explained, make_folder
 
@@ -38,29 +39,6 @@ Builder = Callable[["Matrix | None"], tuple[Subject, Result] | None]
 #: equally well (llama.cpp, tools/perplexity/README.md).
 CHUNKS = 128
 COMPARED_WINDOWS = 12  #: of 512 tokens, of each text that matrices are compared on
-NONE = "none"
-ENOUGH_WORDS = 2_400  #: of a user's text, of which a part can then be kept back
-KEPT_BACK_WORDS = 800  #: about two windows in most vocabularies
-
-
-@dataclass(frozen=True)
-class Source:
-    """Text to calibrate with.
-
-    Attributes:
-        name: of the domain or file, several joined by `+`.
-        samples: to collect from.
-        held_out: of the same kind, never collected from; empty where there is too little.
-    """
-
-    name: str
-    samples: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
-
-    @property
-    def sha256(self) -> str:
-        """Of both parts."""
-        return hashlib.sha256(f"{write(self.samples)}\0{write(self.held_out)}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -95,65 +73,18 @@ class Compared:
     reason: str
 
 
-def read_source(domains: Sequence[str], files: Sequence[str], user_domains: str | None) -> Source | None:
-    """Return the text that domains and files hold together; None for none of either.
+def blank(model: CheckedModel, *, with_output: bool = False) -> Matrix:
+    """Return a matrix that knows every tensor and weighs all alike: for sizes, not for quantizing.
 
-    Raises:
-        UnknownDomain: there is no such domain.
-        CalibrationRefused: a text cannot be used.
+    Args:
+        model: whose tensors.
+        with_output: also the output matrix, as `collect` does.
     """
-    catalogue = Catalogue(Path(user_domains) if user_domains else None)
-    found = [Source(name, catalogue.load(name), catalogue.held_out(name)) for name in dict.fromkeys(domains)]
-    found += [Source(Path(file).name, read(Path(file)), ()) for file in dict.fromkeys(files)]
-    found = [source if source.held_out else _keep_back(source) for source in found]
-    if not found:
-        return None
-    return Source("+".join(source.name for source in found),
-                  tuple(sample for source in found for sample in source.samples),
-                  tuple(sample for source in found for sample in source.held_out))
-
-
-def general() -> Source:
-    """Return the general domain."""
-    catalogue = Catalogue()
-    return Source(GENERAL, catalogue.load(GENERAL), catalogue.held_out(GENERAL))
-
-
-def _keep_back(source: Source) -> Source:
-    """Keep every so many-th sample back; nothing of a text that is too short."""
-    words = sum(checks.count_words([sample]) for sample in source.samples)
-    if words < ENOUGH_WORDS or len(source.samples) < 3:
-        return source
-    every = max(3, min(8, words // KEPT_BACK_WORDS))
-    return Source(source.name, tuple(one for number, one in enumerate(source.samples) if number % every != every - 1),
-                  source.samples[every - 1::every])
-
-
-def refuse_overlap(source: Source, text: EvaluationText | None, scenarios: Sequence[Scenario]) -> None:
-    """Make sure that nothing is measured on what was calibrated with.
-
-    Raises:
-        CalibrationRefused: naming what overlaps.
-    """
-    others = {f"scenario {one.id}": f"{one.prompt}\n{one.empathic}\n{one.dismissive}" for one in scenarios}
-    if text is not None:
-        others |= {"the evaluation text": text.text}
-    if source.held_out:
-        others |= {"its own held-out part": "\n".join(sample.text for sample in source.held_out)}
-    found = checks.overlaps(source.samples, others)
-    if found:
-        one = found[0]
-        raise CalibrationRefused(
-            f"The calibration text {source.name} overlaps with what the model is judged by, in {len(found)} places: "
-            f"{one.id} shares {one.words} words with {one.other} ({one.excerpt[:80]!r}). Figures after calibrating "
-            "with it would mean nothing; take them out.")
-
-
-def blank(model: CheckedModel) -> Matrix:
-    """Return a matrix that knows every tensor and weighs all alike: for sizes, not for quantizing."""
+    output = next((name for name in OUTPUTS if any(tensor.name == name for tensor in model.tensors)), None)
     entries = {tensor.name: Entry(np.ones(tensor.shape[0] * int(np.prod(tensor.shape[2:], dtype=np.int64)),
                                           dtype=np.float32), np.ones(1, dtype=np.int64))
-               for tensor in model.tensors if tensor.name.startswith("blk.") and len(tensor.shape) > 1}
+               for tensor in model.tensors if len(tensor.shape) > 1 and (
+                   tensor.name.startswith("blk.") or (with_output and tensor.name == output))}
     return Matrix("", Imatrix(entries, (), 1, 1))
 
 
@@ -166,6 +97,16 @@ def given(model: CheckedModel, file: Path) -> Matrix:
     found = read_imatrix(file)
     check_fits(found, model.tensors, str(file), model.path.name)
     return Matrix(file.name, found)
+
+
+def tell_gaps(matrix: Matrix, rig: Rig) -> str:
+    """Tell what a matrix does not know of a rig's original, if anything, and return that; '' where it knows all."""
+    covered = coverage(matrix.imatrix, rig.model.tensors)
+    if covered.is_complete:
+        return ""
+    told = f"The {matrix.name} importance matrix is partial: {covered}"
+    rig.emit(Note(told))
+    return told
 
 
 def collect(rig: Rig, source: Source, limit: int = CHUNKS) -> Matrix:
@@ -258,8 +199,17 @@ def _spread(chunks: Windows, limit: int) -> Windows:
 
 
 def text_to_measure(rig: Rig, source: Source) -> EvaluationText:
-    """Return everything that a source holds, as a rig's original reads it: what recipes are found on."""
-    text = calibration_text(rig.loaded(rig.original), (*source.samples, *source.held_out))
+    """Return everything that a source holds, as a rig's original reads it: what recipes are found on.
+
+    Raises:
+        CalibrationTooShort: there are not enough windows to measure on some and compare on others.
+    """
+    model = rig.loaded(rig.original)
+    text = calibration_text(model, (*source.samples, *source.held_out))
+    tokens = len(model.tokenize(text, add_bos=True, special=True))
+    if tokens < LEAST_WINDOWS * WINDOW:
+        raise CalibrationTooShort(f"The calibration text {source.name} has {tokens} tokens, and finding a recipe takes "
+                                  f"at least {LEAST_WINDOWS * WINDOW}; give more text.")
     return EvaluationText(text, special=True, source=source.name)
 
 
@@ -275,18 +225,33 @@ class Calibration:
         self.source = source
         self.compared: Compared | None = None
         self._plan, self._rig = plan, rig
-        self._matrices: dict[str, Matrix] = {}
-        self._used: str | None = None  # None: only for levels that need one
+        self._collected_from: dict[str, Matrix] = {}  # by what the text is, whatever it is called
+        self._compared: dict[str, Matrix | None] = {}  # by name
+        self._gaps: dict[str, str] = {}  # what a matrix does not know, by its name
 
     @cached_property
     def given(self) -> Matrix | None:
         """The matrix that the user gave."""
-        return given(self._rig.model, Path(self._plan.imatrix)) if self._plan.imatrix else None
+        if not self._plan.imatrix:
+            return None
+        found = given(self._rig.model, Path(self._plan.imatrix))
+        tell_gaps(found, self._rig)
+        return found
 
     def _collected(self, source: Source) -> Matrix:
-        if source.name not in self._matrices:
-            self._matrices[source.name] = collect(self._rig, source)
-        return self._matrices[source.name]
+        if source.sha256 not in self._collected_from:
+            found = self._collected_from[source.sha256] = collect(self._rig, source)
+            self._gaps[source.name] = tell_gaps(found, self._rig)
+        return self._collected_from[source.sha256]
+
+    def reads_general(self, needed: bool) -> bool:
+        """Tell whether the general text will be read: to compare with, for levels that need a matrix, or for recipes.
+
+        Args:
+            needed: there are such levels.
+        """
+        compared = self.source is not None and self.given is None
+        return compared or needed or (self.source is None and self._plan.strategy == "refine")
 
     def settle(self, level: str, build: Builder) -> Compared:
         """Compare the domain's matrix with the general one and with none at a level, and use the best from now on.
@@ -297,10 +262,11 @@ class Calibration:
         assert self.source is not None  # noqa: S101 - only asked for where a domain was
         matrices: dict[str, Matrix | None] = {self.source.name: self._collected(self.source)}
         if self.source.name != GENERAL:
-            matrices[GENERAL] = self._collected(general())
+            matrices[GENERAL] = self._collected(general_apart_from(self.source.held_out))
         matrices[NONE] = None
-        self.compared = compare(self._rig, level, self.source, matrices, build, self._plan.store_bytes)
-        self._used = self.compared.used
+        found = compare(self._rig, level, self.source, matrices, build, self._plan.store_bytes)
+        self.compared = replace(found, reason=f"{found.reason} {self._gaps.get(found.used, '')}".strip())
+        self._compared = matrices
         return self.compared
 
     def text_to_measure(self) -> EvaluationText:
@@ -315,12 +281,10 @@ class Calibration:
         """
         if self.given is not None:
             return self.given
-        if self._used is not None and self._used != NONE:
-            return self._matrices[self._used]
-        if not needed:
-            return None
-        if self.compared is None:
-            return self._collected(general())
+        if self.compared is None:  # nothing to choose from
+            return self._collected(general()) if needed else None
+        if not needed or self.compared.used != NONE:
+            return self._compared[self.compared.used]
         best = min((row for row in self.compared.rows
                     if row["matrix"] != NONE and row["text"] == self.compared.judged_on), key=lambda row: row["kld"])
-        return self._matrices[best["matrix"]]
+        return self._compared[best["matrix"]]

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loops.engine.divergence import BaselineStore, Windows, cut_windows, measure_baseline, measure_divergence
+from loops.engine.divergence import BaselineStore, measure_baseline, measure_divergence
+from loops.engine.windows import Windows, cut_windows
 from loops.evaluation.text import EvaluationText
 from loops.pass1.rig import Rig, Subject
 from loops.pass1.steps import Result

@@ -1,6 +1,6 @@
 """Pass 1: baseline, forecast, ladder, gate, choice.
 
-`prepare` finds out whether the run can be done at all; `press` does it. Neither knows a database or
+`loops.pass1.prepared` finds out whether the run can be done at all; `press` does it. Neither knows a database or
 a process: what happens is told through events, and what is done already is handed in.
 """
 
@@ -10,18 +10,13 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loops.engine import native
-from loops.engine.gguf_check import CheckedModel, check_model
-from loops.engine.levels import Level, parse_ladder
-from loops.engine.quantize import Forecast, refuse_quantized, tool_identity
-from loops.evaluation import metrics
-from loops.evaluation.scenarios import Scenario, fingerprint_of, read_scenarios
-from loops.evaluation.text import EvaluationText, read_text
+from loops.engine.levels import Level
+from loops.engine.quantize import Forecast
 from loops.events import (
     Calibrated,
     Finished,
@@ -30,93 +25,25 @@ from loops.events import (
     LevelPlanned,
     LevelStarted,
     Note,
-    Opened,
-    Progress,
 )
-from loops.fingerprint import fingerprint, sha256_of_files
 from loops.pass1.bench import Bench, engine_parts
-from loops.pass1.calibrate import Calibration, Matrix, Source, general, given, read_source, refuse_overlap
-from loops.pass1.examiner import Examiner, Findings, Instruments
+from loops.pass1.calibrate import Calibration, Matrix
+from loops.pass1.examiner import Examiner, Findings
 from loops.pass1.forecast import check_disk, check_memory, check_time
 from loops.pass1.gate import Verdict
 from loops.pass1.ladder import PASSED, REFINEMENTS, Rung, choose, gap_to_refine, next_level
-from loops.pass1.plan import PressPlan, TargetImpossible
+from loops.pass1.plan import TargetImpossible
+from loops.pass1.prepared import Prepared
 from loops.pass1.report import Scores, baseline_rows, level_rows, response_rows
 from loops.pass1.rig import Subject
 from loops.pass1.simulation import SimulatedBench
+from loops.pass1.source import general, refuse_overlap
 from loops.pass1.steps import Emit, Result, Steps
 from loops.pass1.wording import describe
 from state.faults import NightpressError
 from state.files import DiskFull, StateUnwritable
 
 TOLD_TRUNCATION = 0.01  #: a truncation that hides more than this share of a divergence is told
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that can be done.
-
-    Attributes:
-        plan: as asked for.
-        model: the checked original.
-        ladder: levels to consider.
-        scenarios: all that may be used, in order.
-        text: for perplexity and KL divergence.
-        source: text to calibrate with, None where none was asked for.
-        instruments: questions besides the scenarios.
-        opened: what was told about it.
-    """
-
-    plan: PressPlan
-    model: CheckedModel
-    ladder: tuple[Level, ...]
-    scenarios: tuple[Scenario, ...]
-    text: EvaluationText
-    source: Source | None
-    instruments: Instruments
-    opened: Opened
-
-
-def prepare(plan: PressPlan, emit: Emit, known_sha256: str | None = None) -> Prepared:
-    """Check everything that can be checked before any work.
-
-    Args:
-        plan: what to do.
-        emit: told progress of hashing.
-        known_sha256: of the original, when its files did not change since it was computed.
-
-    Raises:
-        NightpressError: whichever part of the plan cannot be carried out.
-    """
-    model = check_model(plan.model_path)
-    refuse_quantized(model, allow=plan.allow_requantize)
-    ladder = parse_ladder(",".join(plan.levels) if plan.levels else None)
-    scenarios = read_scenarios(Path(plan.scenarios) if plan.scenarios else None)
-    sha256 = known_sha256 or sha256_of_files(
-        model.shards, lambda done, total: emit(Progress("hash", "", done, total)))
-    text = read_text(Path(plan.text) if plan.text else None, plan.model_path)
-    instruments = Instruments.of(plan)
-    source = read_source(plan.domains, plan.calibration, plan.user_domains)
-    if source is not None:
-        refuse_overlap(source, text, scenarios)
-    matrix = given(model, Path(plan.imatrix)) if plan.imatrix else None
-    engine = asdict(native.build()) | {"id": native.build().id}
-    identity = fingerprint("run", plan=plan.identity(), model=sha256, text=text.sha256,
-                           scenarios=fingerprint_of(scenarios), instruments=asdict(instruments),
-                           metrics=metrics.identity(), engine=engine_parts(plan.options),
-                           calibration=source.sha256 if source else None, imatrix=matrix.sha256 if matrix else None,
-                           tool=tool_identity(Path(plan.tool) if plan.tool else None))
-    header = model.header
-    opened = Opened(
-        name=plan.name, model_sha256=sha256, model_bytes=model.file_bytes,
-        bits_per_weight=model.bits_per_weight, plan_fingerprint=identity, engine=engine,
-        facts={"architecture": model.architecture, "parameters": model.n_parameters, "type": model.dominant_type,
-               "model_name": header.name, "license": header.license,
-               "base_model": ", ".join(header.base_models) or None,
-               "text": text.source, "text_sha256": text.sha256, "scenarios": plan.scenarios or "built-in",
-               "scenarios_fingerprint": fingerprint_of(scenarios),
-               "calibration": source.name if source else matrix.name if matrix else None})
-    return Prepared(plan, model, ladder, scenarios, text, source, instruments, opened)
 
 
 class Press:
@@ -156,6 +83,8 @@ class Press:
         order = [name for name, found in sorted(forecasts.items(), key=lambda item: -item[1].n_bytes)
                  if found.n_bytes <= self.plan.target_bytes]
         self._refuse_impossible(forecasts, order)
+        if self.calibration is not None and self.calibration.reads_general(needed=bool(self.needing & set(order))):
+            refuse_overlap(general(), self.prepared.text, self.prepared.scenarios)
         if isinstance(self.bench, Bench):
             check_memory(self.prepared.model, ignore=self.plan.ignore_forecast)
             check_disk(Path(self.plan.blobs), [forecasts[name].n_bytes for name in order], self.bench.store_bytes(),
@@ -232,7 +161,6 @@ class Press:
             return
         if self.prepared.source is None:
             if self.needing & set(order):
-                refuse_overlap(general(), self.prepared.text, self.prepared.scenarios)
                 self.emit(Note("An importance matrix is made from the general calibration text for "
                                f"{', '.join(name for name in order if name in self.needing)}; --domain takes another."))
             return

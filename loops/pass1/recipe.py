@@ -24,23 +24,22 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from loops.engine import ladders
 from loops.engine.divergence import measure_divergence
 from loops.engine.gguf_check import CheckedModel
-from loops.engine.imatrix_file import Imatrix, check_fits
+from loops.engine.imatrix_file import Imatrix
 from loops.engine.levels import UNQUANTIZED, level_named
 from loops.engine.model import load_model
 from loops.engine.options import EngineOptions
-from loops.engine.quantize import Forecast, QuantizeSpec, file_size, forecast, quantize, tensor_type_file
-from loops.engine.weights import Choice, Matrices
+from loops.engine.quantize import Forecast, QuantizeSpec, forecast, quantize
+from loops.engine.weights import Choice
 from loops.evaluation.text import EvaluationText
 from loops.fingerprint import sha256_of_files
 from loops.pass1.allocation import allocate
+from loops.pass1.menu import Menu
 from loops.pass1.sensitivity import (
-    NARROW_TYPES,
-    TYPES,
     Costs,
     Effort,
     Probe,
@@ -48,27 +47,18 @@ from loops.pass1.sensitivity import (
     State,
     Subject,
     doubtful,
-    kind_of,
     units_of,
 )
 from loops.pass1.steps import Result, Steps
-from state.faults import NightpressError
 
-_ALWAYS = "Q8_0"
-_PROBED = ("Q3_K", "Q4_0", _ALWAYS)  #: what a matrix is first measured at: the first of them that fits it
-_PROBED_PLAIN = ("Q4_K", "Q4_0", _ALWAYS)  #: and without its importance
+_PROBED = ("Q3_K", "Q4_0", "Q8_0")  #: what a matrix is first measured at: the first of them that fits it
+_PROBED_PLAIN = ("Q4_K", "Q4_0", "Q8_0")  #: and without its importance
 #: levels that a recipe's file may be named after
 _BASES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 #: levels that a recipe has to beat: all but those of models trained for them, and of mixtures of experts
 _RIVALS = tuple(name for name in ladders.FULL if name not in {*ladders.TRAINED_FOR, "MXFP4_MOE"})
 RIVALS_TRIED = 3  #: the largest that fit, each with the importance matrix and without
 BATCH = 8  #: looks between two allocations
-
-
-class BudgetImpossible(NightpressError):
-    """No recipe of this size is possible; give one between the smallest possible and the original's."""
-
-    exit_code: ClassVar[int] = 79
 
 
 @dataclass(frozen=True)
@@ -90,18 +80,8 @@ class Recipe:
     predicted_kld: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `from_json` takes."""
+        """Return a dict that json can write."""
         return {**asdict(self), "types": dict(self.types), "plain": list(self.plain)}
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Self:
-        """Return the recipe that `as_json` described."""
-        return cls(dict(found["types"]), tuple(found["plain"]), found["level"], found["n_bytes"],
-                   found["predicted_kld"])
-
-    def to_type_file(self) -> str:
-        """Return what `llama-quantize --tensor-type-file` reads. It takes the matrix that `importance` returns."""
-        return tensor_type_file(self.types)
 
     def importance(self, imatrix: Imatrix | None) -> Imatrix | None:
         """Return the importance matrix without what this recipe leaves out; None where nothing is left."""
@@ -114,14 +94,6 @@ class Recipe:
         """Return how to make the file; imatrix is the one that the recipe was found with."""
         return QuantizeSpec(model, level_named(self.level), options, imatrix=self.importance(imatrix),
                             types=self.types)
-
-    def summary(self) -> dict[str, dict[str, int]]:
-        """Return, per kind of matrix, how many got each type."""
-        found: dict[str, dict[str, int]] = {}
-        for name, ggml_type in sorted(self.types.items()):
-            row = found.setdefault(kind_of(name), {})
-            row[ggml_type] = row.get(ggml_type, 0) + 1
-        return found
 
 
 @dataclass(frozen=True)
@@ -174,15 +146,11 @@ class RecipeSearch:
         Raises:
             AlreadyQuantized, NothingToQuantize, ImatrixRefused: the model or the matrix cannot be used.
         """
-        if imatrix is not None:
-            check_fits(imatrix, model.tensors, "The importance matrix", model.path.name)
         self.model, self.options, self.imatrix = model, options, imatrix
         self.steps, self.scratch, self.report = steps, scratch, report
         self.effort = effort or Effort.for_weights(model.n_parameters)
-        self.matrices = Matrices(model, options, imatrix)
-        self.choices = {name: self._choices_of(name) for name in self.matrices.tensors}
-        self.sizes = {name: {choice: self.matrices.n_bytes(name, choice.ggml_type) for choice in found}
-                      for name, found in self.choices.items()}
+        self.menu = Menu(model, options, imatrix, self.effort.types)
+        self.matrices, self.choices, self.sizes = self.menu.matrices, self.menu.choices, self.menu.sizes
         self._parts: dict[str, Any] = {
             "model": sha256 or sha256_of_files(model.shards), "imatrix": imatrix.sha256 if imatrix else None,
             "text": text.sha256, "special": text.special, "store_bytes": self.effort.store_bytes,
@@ -194,12 +162,6 @@ class RecipeSearch:
 
     def __exit__(self, *_problem: object) -> None:
         self._probe.release()
-
-    def _choices_of(self, name: str) -> list[Choice]:
-        wide = not self.matrices.shape(name)[2] % 256
-        own = self.matrices.tensors[name].ggml_type
-        types = [ggml_type for ggml_type in self.effort.types if ggml_type in (TYPES if wide else NARROW_TYPES)]
-        return self.matrices.choices(name, tuple(dict.fromkeys((*types, _ALWAYS, own))))
 
     # --- measuring
 
@@ -244,34 +206,11 @@ class RecipeSearch:
 
     # --- solving
 
-    @cached_property
-    def _fixed_bytes(self) -> int:
-        """What a file takes besides its matrices."""
-        types = {tensor.name: tensor.ggml_type for tensor in self.model.tensors}
-        return file_size(self.model, types) - sum(
-            self.matrices.n_bytes(name, tensor.ggml_type) for name, tensor in self.matrices.tensors.items())
-
-    def check_budget(self, budget: int) -> None:
-        """Refuse a budget that no recipe meets, or that asks for nothing.
-
-        Raises:
-            BudgetImpossible: with both figures.
-        """
-        smallest = self._fixed_bytes + sum(min(sizes.values()) for sizes in self.sizes.values())
-        if budget < smallest:
-            raise BudgetImpossible(
-                f"{budget:,} bytes are too few for {self.model.path.name}: its smallest recipe takes {smallest:,}. "
-                "Give a larger budget" + ("." if self.imatrix else ", or an importance matrix, which allows smaller "
-                                          "types."))
-        if budget >= self.model.file_bytes:
-            raise BudgetImpossible(f"{budget:,} bytes are no less than the {self.model.file_bytes:,} that "
-                                   f"{self.model.path.name} takes unquantized. Give a smaller budget.")
-
     def _allocate(self, costs: Costs, budget: int) -> tuple[dict[str, Choice], float]:
         table = {name: costs.of(name) for name in self.choices}
         groups = [([self.sizes[name][choice] for choice in choices], [table[name][choice] for choice in choices])
                   for name, choices in self.choices.items()]
-        found = allocate(groups, budget - self._fixed_bytes)
+        found = allocate(groups, budget - self.menu.fixed_bytes)
         return {name: choices[place] for (name, choices), place
                 in zip(self.choices.items(), found.chosen, strict=True)}, found.cost
 
@@ -288,7 +227,7 @@ class RecipeSearch:
         Raises:
             BudgetImpossible: the budget is too small or too large.
         """
-        self.check_budget(budget)
+        self.menu.check(budget)
         costs, looked = deepcopy(self._costs), 0
         state, cost = self._allocate(costs, budget)
         found = [self._recipe(state, cost)]
@@ -303,7 +242,7 @@ class RecipeSearch:
 
     def _recipe(self, state: State, cost: float | None) -> Recipe:
         types = {name: choice.ggml_type for name, choice in state.items()}
-        n_bytes = self._fixed_bytes + sum(self.matrices.n_bytes(*item) for item in types.items())
+        n_bytes = self.menu.fixed_bytes + sum(self.matrices.n_bytes(*item) for item in types.items())
         plain = tuple(name for name, choice in state.items() if name in self.matrices.importance
                       and not choice.weighted and choice.ggml_type not in UNQUANTIZED)
         level = min(_BASES, key=lambda base: abs(self._stock(base, weighted=False).n_bytes - n_bytes))

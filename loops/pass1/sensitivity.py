@@ -21,17 +21,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from loops.engine.divergence import (
-    FIRST_SCORED,
-    WINDOW,
-    BaselineStore,
-    TextTooShort,
-    Windows,
-    cut_windows,
-    measure_baseline,
-)
+from loops.engine.divergence import BaselineStore, measure_baseline
 from loops.engine.model import Context, ContextSpec, Model, open_context
 from loops.engine.weights import Choice, Matrices, Weights, open_weights
+from loops.engine.windows import FIRST_SCORED, ROWS, WINDOW, TextTooShort, Windows, tokens_in_windows
 from loops.evaluation.text import EvaluationText
 from loops.pass1.steps import Result, Steps
 from state.faults import failpoint
@@ -50,6 +43,7 @@ _LEAST = 1e-12  #: divergence, and error, below which nothing can be told apart
 DECIDES = 0.004  #: share of all cost from which on a choice is measured rather than foretold
 WEIGHS = 0.015  #: and from which on its alternatives are
 LARGE = 1_000_000_000  #: weights
+LEAST_WINDOWS = 4  #: of the text: some to measure costs on, others to compare candidates on
 SAME_SIZE = 0.07  #: relative difference in bytes
 
 
@@ -289,11 +283,12 @@ class Probe:
             TextTooShort: there are fewer than four.
         """
         wanted, others = self.subject.effort.windows, self.subject.effort.selection_windows
-        cut = cut_windows(self._weights.model, self.subject.text.text, special=self.subject.text.special)
+        cut, _ = tokens_in_windows(self._weights.model, self.subject.text.text, special=self.subject.text.special,
+                                   limit=0, outputs=ROWS)
         count = len(cut.tokens)
-        if count < 4:
-            raise TextTooShort(f"The text for measuring has {count} windows of {WINDOW} tokens, and a recipe needs 4 "
-                               "at least; give more text.")
+        if count < LEAST_WINDOWS:
+            raise TextTooShort(f"The text for measuring has {count} windows of {WINDOW} tokens, and a recipe needs at "
+                               f"least {LEAST_WINDOWS}; give more text.")
         share = min(wanted, max(2, round(count * wanted / (wanted + others))), count - 2)
         # neighbours in a text tend to be alike, so both are taken from all of it
         first = [place * count // share for place in range(share)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loops.engine import imatrix_stats
@@ -11,18 +12,23 @@ from loops.engine.gguf_check import CheckedModel, check_model
 from loops.engine.imatrix_file import Imatrix, check_fits, merge_imatrices, read_imatrix, write_imatrix
 from loops.engine.levels import Level, parse_ladder
 from loops.engine.quantize import Forecast, QuantizeSpec, forecast, quantize, refuse_quantized
+from loops.evaluation.scenarios import read_scenarios
+from loops.evaluation.text import read_text
 from loops.events import Note, Progress
 from loops.fingerprint import sha256_of_files
 from loops.pass1 import calibrate
 from loops.pass1.bench import engine_parts
-from loops.pass1.calibrate import Matrix, Source
+from loops.pass1.calibrate import Matrix
 from loops.pass1.journal import journaling, read_journal
+from loops.pass1.menu import Menu
 from loops.pass1.plan import SinglePlan
 from loops.pass1.recipe import RecipeSearch
 from loops.pass1.rig import Rig, Subject
+from loops.pass1.sensitivity import Effort
+from loops.pass1.source import Source, general, read_source, refuse_overlap
 from loops.pass1.steps import Emit, Result, Steps
 from state.faults import NightpressError
-from state.files import explained, rename
+from state.files import explained, orphans, rename, temporary_beside
 
 
 class OutputThere(NightpressError):
@@ -46,7 +52,15 @@ def open_rig(plan: SinglePlan, emit: Emit) -> Rig:
 
 
 def _source(plan: SinglePlan) -> Source | None:
-    return calibrate.read_source(plan.domains, plan.calibration, plan.user_domains)
+    """Return the text that is asked for, None where none is.
+
+    Raises:
+        CalibrationRefused: it overlaps with what a run would measure what is made on.
+    """
+    found = read_source(plan.domains, plan.calibration, plan.user_domains)
+    if found is not None:
+        refuse_overlap(found, read_text(None, Path(plan.model)), read_scenarios())
+    return found
 
 
 def make_matrix(plan: SinglePlan, emit: Emit) -> Result:
@@ -60,13 +74,14 @@ def make_matrix(plan: SinglePlan, emit: Emit) -> Result:
     """
     output = Path(plan.output)
     _refuse_existing([output], replace=plan.replace)
+    asked = _source(plan)
     rig = open_rig(plan, emit)
     parts = []
     for file in plan.merge:
         found = read_imatrix(Path(file))
         check_fits(found, rig.model.tensors, file, rig.model.path.name)
         parts.append(found)
-    source = _source(plan) or (None if parts else calibrate.general())
+    source = asked or (None if parts else general())
     if source is not None:
         parts.insert(0, calibrate.collect(rig, source, plan.chunks).imatrix)
     rig.release()
@@ -121,9 +136,13 @@ def make_files(plan: SinglePlan, emit: Emit) -> list[Result]:
     folder = Path(plan.output)
     targets = {level.name: folder / f"{plan.stem}-{level.name}.gguf" for level in ladder}
     _refuse_existing(list(targets.values()), replace=plan.replace)
+    source = _source(plan) if plan.imatrix is None else None
     rig = open_rig(plan, emit)
     refuse_quantized(rig.model, allow=plan.allow_requantize)
-    asked = matrix_asked_for(plan, rig)
+    asked = (calibrate.given(rig.model, Path(plan.imatrix)) if plan.imatrix else
+             calibrate.collect(rig, source) if source else None)
+    if asked is not None:
+        calibrate.tell_gaps(asked, rig)
     made = []
     for level in ladder:
         spec, found, matrix = _specified(plan, rig, level, asked)
@@ -140,28 +159,29 @@ def make_sized(plan: SinglePlan, emit: Emit) -> Result:
 
     Raises:
         OutputThere: the file exists; nothing was made.
-        BudgetImpossible: the size is too small or too large for this model.
+        BudgetImpossible: the size is too small or too large for this model; nothing was computed.
+        CalibrationTooShort: the text is too short to measure on.
     """
     model = check_model(Path(plan.model))
     budget = plan.target_bytes or int(plan.target_bits * model.n_parameters / 8)
     folder = Path(plan.output)
     target = folder / f"{plan.stem}-{8 * budget / model.n_parameters:.3f}bpw.gguf"
     _refuse_existing([target], replace=plan.replace)
+    known = calibrate.given(model, Path(plan.imatrix)) if plan.imatrix else None
+    foreseen = known or calibrate.blank(model, with_output=True)  # what will be collected knows no more than this
+    Menu(model, plan.options, foreseen.imatrix, Effort.for_weights(model.n_parameters).types).check(budget)
+    source = _source(plan) or general()
     rig = open_rig(plan, emit)
-    source = _source(plan) or calibrate.general()
-    matrix = matrix_asked_for(plan, rig) or calibrate.collect(rig, source)
     text = calibrate.text_to_measure(rig, source)
+    matrix = known or calibrate.collect(rig, source)
+    calibrate.tell_gaps(matrix, rig)
     rig.release()
-    with RecipeSearch(rig.model, plan.options, matrix.imatrix, text, rig.steps, rig.scratch,
-                      lambda stage, done, total: rig.report(stage, "")(done, total),
-                      sha256=rig.original.sha256) as search:
-        search.check_budget(budget)
-        found = search.best(budget, folder / "incoming")
-    with explained(folder):
-        rename(found.path, target)
-        target.chmod(0o644)
-    with contextlib.suppress(OSError):
-        (folder / "incoming").rmdir()
+    with _workplace(folder) as place:
+        with RecipeSearch(rig.model, plan.options, matrix.imatrix, text, rig.steps, rig.scratch,
+                          lambda stage, done, total: rig.report(stage, "")(done, total),
+                          sha256=rig.original.sha256) as search:
+            found = search.best(budget, place)
+        _hand_out(found.path, target)
     return {"level": found.winner.name, "path": str(target), "bytes": target.stat().st_size,
             "sha256": found.winner.sha256, "bits_per_weight": 8 * target.stat().st_size / model.n_parameters,
             "imatrix": matrix.name, "kld": found.winner.kld, "recipe": found.winner.recipe.as_json(),
@@ -169,12 +189,31 @@ def make_sized(plan: SinglePlan, emit: Emit) -> Result:
                       for one in found.tried]}
 
 
-def matrix_asked_for(plan: SinglePlan, rig: Rig) -> Matrix | None:
-    """Return the matrix of the text or file that the plan names, None where it names none."""
-    if plan.imatrix is not None:
-        return calibrate.given(rig.model, Path(plan.imatrix))
-    source = _source(plan)
-    return calibrate.collect(rig, source) if source is not None else None
+@contextlib.contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """Make a folder in `folder/incoming` for files that are not finished; it is gone at the end, whatever happens.
+
+    What a killed process left of its own goes first.
+    """
+    incoming = folder / "incoming"
+    place = temporary_beside(incoming / "files")
+    with explained(folder):
+        for left in orphans(incoming):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
+        place.mkdir(parents=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another command may be at work in it
+            incoming.rmdir()
+
+
+def _hand_out(file: Path, target: Path) -> None:
+    """Give a finished file its name and the mode of a file that its user may replace."""
+    with explained(target.parent):
+        file.chmod(0o644)
+        rename(file, target)
 
 
 def _specified(plan: SinglePlan, rig: Rig, level: Level,
@@ -187,19 +226,17 @@ def _specified(plan: SinglePlan, rig: Rig, level: Level,
     found = forecast(spec_with(asked))
     if found.needs_imatrix and asked is None:
         rig.emit(Note(f"{level.name} needs an importance matrix: it is made from the general calibration text."))
-        asked = calibrate.collect(rig, calibrate.general())
+        asked = calibrate.collect(rig, general())
+        calibrate.tell_gaps(asked, rig)
         found = forecast(spec_with(asked))
     return spec_with(asked), found, asked
 
 
 def _make(spec: QuantizeSpec, found: Forecast, target: Path, rig: Rig) -> Result:
     report = rig.report("quantize", found.level)
-    made = quantize(spec, found, target.parent, lambda share: report(share, 1.0))
-    with explained(target.parent):
-        rename(made.path, target)
-        target.chmod(0o644)
-    with contextlib.suppress(OSError):  # another command may be at work in it
-        (target.parent / "incoming").rmdir()
+    with _workplace(target.parent) as place:
+        made = quantize(spec, found, place, lambda share: report(share, 1.0))
+        _hand_out(made.path, target)
     return {"level": found.level, "path": str(target), "bytes": made.n_bytes, "sha256": made.sha256,
             "bits_per_weight": 8 * made.n_bytes / rig.model.n_parameters, "fallbacks": made.fallbacks,
             "seconds": made.seconds}

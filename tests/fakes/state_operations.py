@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import sys
 from collections.abc import Callable
@@ -31,9 +30,12 @@ def manifest(content: bytes, model: str = "m", **changes: object) -> Manifest:
 
 def blob(base: Path, content: bytes) -> Path:
     store = BlobStore(base / "state" / "blobs", 10**9)
-    file = store.unfinished()
+    store.prepare()
+    file = store.path(sha(content))
+    file.unlink(missing_ok=True)
     file.write_bytes(content)
-    return store.adopt(file, sha(content))
+    file.chmod(0o444)
+    return file
 
 
 def release(base: Path, content: bytes, model: str = "m") -> releases.Release:
@@ -54,33 +56,6 @@ def rollback(base: Path) -> None:
 
 def retain(base: Path) -> None:
     releases.retain(base / "deploy", "m", 1)
-
-
-def adopt(base: Path) -> None:
-    blob(base, b"GGUF" + b"newest" * 9000)
-
-
-def adopt_known(base: Path) -> None:
-    blob(base, NEW)
-
-
-def adopt_copied(base: Path) -> None:
-    """The same from another file system: the first rename answers EXDEV."""
-    content = b"GGUF" + b"from afar" * 9000
-    outside = base / "outside.gguf"
-    outside.write_bytes(content)
-    real = Path.rename
-
-    def rename(self: Path, target: Path) -> Path:
-        if self == outside:
-            raise OSError(errno.EXDEV, "other file system")
-        return real(self, target)
-
-    Path.rename = rename  # type: ignore[method-assign, assignment]
-    try:
-        BlobStore(base / "state" / "blobs", 10**9).adopt(outside, sha(content))
-    finally:
-        Path.rename = real  # type: ignore[method-assign]
 
 
 def collect(base: Path) -> None:
@@ -187,9 +162,8 @@ def write_on(base: Path) -> None:
 
 OPERATIONS: dict[str, Callable[[Path], None]] = {
     function.__name__: function
-    for function in (promote, rollback, retain, adopt, adopt_known, adopt_copied, collect, record, migrate,
-                     recover, requeue, begin_stage, end_stage, recover_stages, open_damaged, back_up, restore,
-                     start_and_wait, write_on)
+    for function in (promote, rollback, retain, collect, record, migrate, recover, requeue, begin_stage, end_stage,
+                     recover_stages, open_damaged, back_up, restore, start_and_wait, write_on)
 }
 
 if __name__ == "__main__":

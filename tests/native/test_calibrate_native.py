@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 
 from calibration_data.catalogue import Catalogue
-from calibration_data.text import Sample, write
-from loops.engine.divergence import Windows
+from calibration_data.text import CalibrationRefused, Sample, write
 from loops.engine.gguf_check import check_model
 from loops.engine.imatrix import CalibrationTooShort
-from loops.engine.imatrix_file import read_imatrix
+from loops.engine.imatrix_file import read_imatrix, write_imatrix
 from loops.engine.options import EngineOptions
+from loops.engine.windows import Windows
 from loops.events import Event, StepDone
 from loops.pass1 import calibrate
 from loops.pass1.bench import engine_parts
-from loops.pass1.calibrate import NONE, Calibration, Matrix, Source, collect
-from loops.pass1.loop import prepare, press
+from loops.pass1.calibrate import Calibration, Matrix, collect
+from loops.pass1.loop import press
 from loops.pass1.plan import PressPlan
+from loops.pass1.prepared import prepare
 from loops.pass1.rig import Rig, Subject
+from loops.pass1.source import NONE, Source
 from loops.pass1.steps import Steps
 from loops.starter import STARTER_GGUF
 
@@ -119,6 +121,7 @@ def test_a_domain_is_compared_with_the_general_text_and_with_none_and_the_best_i
     assert {(row["matrix"], row["text"]) for row in found.rows} == {
         (matrix, text) for matrix in ("medical", "general", NONE) for text in ("medical", "general")}
     assert len({row["kld"] for row in found.rows}) == 6
+    assert not [event for event in kinds(told, "Note") if "partial" in event.message]
     mine = {row["matrix"]: row["kld"] for row in found.rows if row["text"] == "medical"}
     assert found.used == min(mine, key=lambda name: mine[name])
     used = {event.level: event.columns["imatrix"] for event in kinds(told, "LevelMeasured")
@@ -163,8 +166,74 @@ def test_a_matrix_that_is_given_is_used_for_every_level(tmp_path: Path, options:
 def test_a_domain_whose_text_is_measured_on_is_refused_before_any_work(tmp_path: Path, options: EngineOptions) -> None:
     sample = Catalogue().load("medical")[0]
     (tmp_path / "mine.txt").write_text("\n\n".join([sample.text] * 3), encoding="utf-8")
-    with pytest.raises(calibrate.CalibrationRefused, match=r"medical overlaps .* the evaluation text"):
+    with pytest.raises(CalibrationRefused, match=r"medical overlaps .* the evaluation text"):
         prepare(plan_of(tmp_path, options, domains=("medical",), text=str(tmp_path / "mine.txt")), print)
+
+
+@pytest.mark.parametrize("changes", [{"levels": ("IQ2_XXS",)}, {"levels": ("Q4_K_M",), "domains": ("medical",)},
+                                     {"levels": ("Q4_K_M",), "strategy": "refine"}])
+def test_general_text_that_is_measured_on_is_refused_before_any_work(
+        changes: dict[str, Any], tmp_path: Path, options: EngineOptions) -> None:
+    own = next(sample for sample in Catalogue().load("general") if sample.id not in {
+        one.id for one in Catalogue().load("medical")})
+    (tmp_path / "mine.txt").write_text("\n\n".join([own.text] * 3), encoding="utf-8")
+    told: list[Event] = []
+    prepared = prepare(plan_of(tmp_path, options, text=str(tmp_path / "mine.txt"), **changes), told.append)
+    with pytest.raises(CalibrationRefused, match=r"general overlaps .* the evaluation text"):
+        press(prepared, {}, {}, told.append)
+    assert kinds(told, "StepDone") == []
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_a_file_called_general_is_compared_with_the_general_text(tmp_path: Path, options: EngineOptions) -> None:
+    file = tmp_path / "general"
+    file.write_text(write(some("rag", 10)), encoding="utf-8")
+    told = pressed(plan_of(tmp_path, options, levels=("Q2_K",), calibration=(str(file),)))
+    found, = kinds(told, "Calibrated")
+    klds = {row["matrix"]: row["kld"] for row in found.rows if row["text"] == "general"}
+    assert klds.keys() == {"general (file)", "general", NONE}
+    assert len(set(klds.values())) == 3
+
+
+def test_a_matrix_is_known_by_its_text_and_not_by_its_name(
+        rig: Callable[[dict[str, Any]], Made], tmp_path: Path, options: EngineOptions) -> None:
+    made, _ = rig({})
+    calibration = Calibration(plan_of(tmp_path, options), made, None)
+    one, other = (calibration._collected(Source("mine", some(domain, 8), ())) for domain in ("medical", "rag"))
+    assert one.sha256 != other.sha256
+    assert calibration._collected(Source("mine", some("medical", 8), ())) is one
+    made.release()
+
+
+def without_one(file: Path) -> str:
+    """Take a matrix of the model out of an importance matrix; return its name."""
+    whole = read_imatrix(file)
+    name = "blk.0.ffn_up.weight"
+    write_imatrix(file, replace(whole, entries={one: entry for one, entry in whole.entries.items() if one != name}))
+    return name
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_a_run_says_what_its_matrix_does_not_know(
+        rig: Callable[[dict[str, Any]], Made], tmp_path: Path, options: EngineOptions) -> None:
+    first, told = rig({})
+    source = Source("medical", some("medical", 10), Catalogue().held_out("medical"))
+    file = first.matrices / f"{collect(first, source).sha256}.gguf"
+    first.release()
+    name = without_one(file)
+    made, notes = rig(steps_of(told, "imatrix"))
+    calibration = Calibration(plan_of(tmp_path, options), made, source)
+    found = calibration.settle("Q8_0", lambda matrix: (
+        (made.original, {"bytes": 1}) if matrix is not None and matrix.name == "medical" else None))
+    assert found.used == "medical"
+    note, = {event.message for event in kinds(notes, "Note")}
+    assert note.startswith("The medical importance matrix is partial: 1 of ")
+    assert name in note
+    assert found.reason.endswith(note)
+    made.release()
+    told = pressed(plan_of(tmp_path, options, levels=("Q8_0",), imatrix=str(file)))
+    assert [event.message for event in kinds(told, "Note") if f"The {file.name} importance matrix is partial: 1" in
+            event.message and name in event.message]
 
 
 def test_the_matrix_of_the_best_is_taken_for_levels_that_need_one_though_none_did_best(
@@ -172,11 +241,10 @@ def test_the_matrix_of_the_best_is_taken_for_levels_that_need_one_though_none_di
     made, _ = rig({})
     matrix = collect(made, Source("medical", some("medical", 8), ()))
     calibration = Calibration(plan_of(tmp_path, options), made, None)
-    calibration._matrices = {"medical": matrix, "general": Matrix("general", matrix.imatrix)}
+    calibration._compared = {"medical": matrix, "general": Matrix("general", matrix.imatrix), NONE: None}
     rows = tuple({"matrix": name, "text": "medical", "kld": kld} for name, kld in (
         ("medical", 0.3), ("general", 0.2), (NONE, 0.1)))
     calibration.compared = calibrate.Compared("Q2_K", rows, NONE, "medical", "")
-    calibration._used = NONE
     needed = calibration.matrix_for(needed=True)
     assert needed is not None
     assert needed.name == "general"

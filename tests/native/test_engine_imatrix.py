@@ -21,7 +21,7 @@ from tiny_models import TinyModel, weights_of
 from tiny_recurrent import write_mamba
 
 import loops.engine.imatrix as module
-from loops.engine.divergence import WINDOW, Windows
+from loops.engine import tensors
 from loops.engine.gguf_check import check_model
 from loops.engine.imatrix import CalibrationTooShort, NativeImatrix, collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import Imatrix, check_fits, merge_imatrices, read_imatrix, write_imatrix
@@ -30,6 +30,7 @@ from loops.engine.levels import level_named
 from loops.engine.model import NotFinite, load_model
 from loops.engine.native import EngineFailed, library
 from loops.engine.options import EngineOptions
+from loops.engine.windows import WINDOW, Windows
 from loops.starter import HELD_OUT, STARTER_GGUF
 
 EXPERTS, USED = 8, 2
@@ -197,7 +198,7 @@ def test_a_plain_model_is_covered_whole(name: str, workshop: Workshop) -> None:
 COLLECT = """
 import sys
 from pathlib import Path
-from loops.engine.divergence import Windows
+from loops.engine.windows import Windows
 from loops.engine.imatrix import collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import write_imatrix
 from loops.engine.model import load_model
@@ -299,24 +300,24 @@ def test_too_little_text_is_refused_before_anything_starts(options: EngineOption
 @pytest.mark.parametrize("name", ["untied", "experts"])
 def test_an_input_on_another_device_is_copied_and_counts_the_same(
         name: str, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, real, copied = bits(workshop.ours(name)), module._ggml(), []
+    expected, real, copied = bits(workshop.ours(name)), tensors.ggml(), []
 
     def read(*arguments: Any) -> None:
         copied.append(arguments)
         real.read(*arguments)
 
-    monkeypatch.setattr(module, "_ggml", lambda: replace(real, is_host=lambda _buffer: False, read=read))
+    monkeypatch.setattr(tensors, "ggml", lambda: replace(real, is_host=lambda _buffer: False, read=read))
     assert bits(workshop.collect(name, tmp_path)) == expected
     assert copied
 
 
 def test_an_engine_with_another_layout_of_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Shifted(ctypes.Structure):
-        _fields_ = [("type", ctypes.c_int), ("more", ctypes.c_void_p), *module._Tensor._fields_[1:]]
+        _fields_ = [("type", ctypes.c_int), ("more", ctypes.c_void_p), *tensors.Tensor._fields_[1:]]
 
-    monkeypatch.setattr(module, "_Tensor", Shifted)
+    monkeypatch.setattr(tensors, "Tensor", Shifted)
     with pytest.raises(EngineFailed, match="lays its tensors out in another way"):
-        module._ggml.__wrapped__()
+        tensors.ggml.__wrapped__()
 
 
 def quantize_here(model: Path, target: Path, level: str, matrix: Imatrix | None) -> int:

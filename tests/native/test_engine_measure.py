@@ -13,20 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from tiny_models import TinyModel
 
-from loops.engine.divergence import (
-    ROWS,
-    WINDOW,
-    BaselineStore,
-    Divergence,
-    TextTooShort,
-    Windows,
-    cut_windows,
-    measure_baseline,
-    measure_divergence,
-)
+from loops.engine.divergence import BaselineStore, Divergence, measure_baseline, measure_divergence
 from loops.engine.levels import ORIGINAL_LADDER
 from loops.engine.model import ContextSpec, NotFinite, check_finite, load_model, open_context
 from loops.engine.options import EngineOptions
+from loops.engine.windows import ROWS, WINDOW, TextTooShort, Windows, cut_windows
 from loops.starter import HELD_OUT, STARTER_GGUF
 
 TEXT = HELD_OUT.read_text(encoding="utf-8")

@@ -10,12 +10,12 @@ import gguf_files
 import pytest
 from tiny_models import TinyModel, weights_of
 
-from loops.engine import quantize as module
 from loops.engine.gguf_check import check_model
 from loops.engine.levels import ORIGINAL_LADDER, level_named, levels
 from loops.engine.native import EngineFailed, library
 from loops.engine.options import EngineOptions
 from loops.engine.quantize import AlreadyQuantized, NeedsImatrix, Quantized, QuantizeSpec, forecast, quantize
+from loops.engine.size import file_size
 
 #: the library names it and cannot write it; one that it learns to write will fail this test, and be taken off
 NOT_WRITTEN = {"NVFP4"}
@@ -197,4 +197,4 @@ def test_the_size_of_a_shard_set_drops_the_marks_of_the_shards(starter: Path, tm
     first = gguf_files.split(starter, tmp_path, 2)[0]
     whole, parts = (check_model(path) for path in (starter, first))
     types = {tensor.name: tensor.ggml_type for tensor in whole.tensors}
-    assert module.file_size(parts, types) == module.file_size(whole, types) == starter.stat().st_size
+    assert file_size(parts, types) == file_size(whole, types) == starter.stat().st_size

@@ -9,7 +9,7 @@ import pytest
 from tiny_recurrent import write_mamba
 
 from loops.engine.chat import prompt_tokens
-from loops.engine.divergence import BaselineStore, cut_windows, measure_baseline, measure_divergence
+from loops.engine.divergence import BaselineStore, measure_baseline, measure_divergence
 from loops.engine.generate import Sampling, generate, measure_speed
 from loops.engine.gguf_check import check_model
 from loops.engine.levels import level_named
@@ -17,6 +17,7 @@ from loops.engine.model import Model, check_finite, load_model
 from loops.engine.options import EngineOptions
 from loops.engine.quantize import QuantizeSpec, forecast, quantize
 from loops.engine.score import Question, score
+from loops.engine.windows import cut_windows
 from loops.starter import HELD_OUT
 
 PROMPTS = ("My dog died.", "I got promoted at work today.", "My sister came to visit me from far away.")

@@ -20,18 +20,21 @@ from gguf import GGUFReader, GGUFWriter, dequantize
 from numpy.typing import NDArray
 from tiny_models import TinyModel
 
-from loops.engine.divergence import BaselineStore, TextTooShort, cut_windows, measure_baseline, measure_divergence
+from loops.engine.divergence import BaselineStore, measure_baseline, measure_divergence
 from loops.engine.gguf_check import check_model
-from loops.engine.imatrix import _ggml, collect_imatrix, cut_chunks
+from loops.engine.imatrix import collect_imatrix, cut_chunks
 from loops.engine.imatrix_file import Entry, Imatrix, ImatrixRefused, write_imatrix
 from loops.engine.levels import level_named
 from loops.engine.model import NotFinite, load_model
 from loops.engine.options import EngineOptions
 from loops.engine.quantize import AlreadyQuantized, QuantizeSpec, forecast, quantize
+from loops.engine.tensors import ggml
 from loops.engine.weights import Choice, Matrices, NothingToQuantize, Weights, open_weights
+from loops.engine.windows import TextTooShort, cut_windows
 from loops.evaluation.text import EvaluationText
 from loops.events import StepDone
-from loops.pass1.recipe import BudgetImpossible, RecipeSearch
+from loops.pass1.menu import BudgetImpossible
+from loops.pass1.recipe import RecipeSearch
 from loops.pass1.sensitivity import Effort
 from loops.pass1.steps import Steps
 from loops.starter import STARTER_GGUF
@@ -103,8 +106,8 @@ def held(weights: Weights, name: str) -> NDArray[Any]:
     """Return the matrix as it lies in the engine's memory, shape (rows, columns)."""
     kinds = {"F16": np.float16, "F32": np.float32}
     place, kind = next(iter(weights.places[name])), kinds[weights.matrices.tensors[name].ggml_type]
-    found = np.empty(_ggml().n_bytes(place) // np.dtype(kind).itemsize, dtype=kind)
-    _ggml().read(place, found.ctypes.data_as(ctypes.c_void_p), 0, found.nbytes)
+    found = np.empty(ggml().n_bytes(place) // np.dtype(kind).itemsize, dtype=kind)
+    ggml().read(place, found.ctypes.data_as(ctypes.c_void_p), 0, found.nbytes)
     return found.reshape(-1, weights.matrices.shape(name)[2])
 
 
@@ -271,7 +274,7 @@ def test_a_budget_that_cannot_be_met_is_refused_with_both_figures(
         tiny: MakeTiny, options: EngineOptions, tmp_path: Path, text: EvaluationText) -> None:
     path, imatrix = tiny("plain")
     with search(path, imatrix, text, options, tmp_path) as found:
-        smallest = found._fixed_bytes + sum(min(sizes.values()) for sizes in found.sizes.values())
+        smallest = found.menu.smallest
         with pytest.raises(BudgetImpossible, match=rf"^1,000 bytes are too few .* takes {smallest:,}\. ") as caught:
             found.solve(1000)
         with pytest.raises(BudgetImpossible, match=f"{path.stat().st_size:,}"):

@@ -13,6 +13,7 @@ from calibration_data.catalogue import Catalogue
 from calibration_data.text import write
 from loops.engine.gguf_check import check_gguf
 from loops.engine.imatrix_file import read_imatrix
+from loops.evaluation.scenarios import read_scenarios
 from loops.starter import STARTER_GGUF
 
 STARTER = str(STARTER_GGUF)
@@ -104,3 +105,50 @@ def test_what_cannot_be_done_is_a_sentence(arguments: tuple[str, ...], status: i
     refused = nightpress(*arguments, status=status)
     assert said in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def left_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("point", ["quantize.written", "quantize.renamed"])
+def test_what_a_killed_command_left_is_gone_after_the_next(point: str, nightpress: Any) -> None:
+    out = nightpress.base / "out"
+    (out / "incoming").mkdir(parents=True)
+    (out / "incoming" / ".mine.tmp").write_text("not ours")
+    killed = nightpress("quantize", STARTER, "-o", "out", status=71, NIGHTPRESS_TESTING="1",
+                        NIGHTPRESS_FAILPOINT=f"{point}:kill")
+    assert "SIGKILL" in killed.stderr
+    assert len(left_in(out)) == 2  # of several attempts only the last
+    made, = json.loads(nightpress("quantize", STARTER, "-o", "out", "--json").stdout)
+    assert sorted(left_in(out)) == sorted([Path(made["path"]), out / "incoming" / ".mine.tmp"])
+
+
+def test_a_size_that_is_impossible_is_refused_before_anything_is_computed(nightpress: Any) -> None:
+    refused = nightpress("quantize", STARTER, "--target-size", "1MB", "--domain", "medical", status=79)
+    assert "smallest recipe takes" in refused.stderr
+    assert not (nightpress.state / "imatrices").exists()
+    assert not list(nightpress.state.rglob("sums.gguf"))
+
+
+def test_text_that_is_enough_for_a_matrix_but_not_for_a_recipe_is_a_sentence(nightpress: Any) -> None:
+    (nightpress.base / "short.txt").write_text(write(Catalogue().load("rag")[:4]), encoding="utf-8")
+    made = json.loads(nightpress("imatrix", STARTER, "--calibration", "short.txt", "--json").stdout)
+    assert made["chunks"] in (2, 3)
+    refused = nightpress("quantize", STARTER, "--target-bpw", "4.2", "--calibration", "short.txt", status=76)
+    assert "short.txt" in refused.stderr
+    assert "at least 2048" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [
+    ("imatrix", STARTER), ("quantize", STARTER, "--level", "IQ2_XS"), ("quantize", STARTER, "--target-bpw", "4.2"),
+    ("run", STARTER, "--levels", "Q4_K_M")])
+def test_text_that_models_are_judged_by_calibrates_nothing(arguments: tuple[str, ...], nightpress: Any) -> None:
+    judged = "\n\n".join(scenario.prompt for scenario in read_scenarios()[:60])
+    (nightpress.base / "judged.txt").write_text(judged, encoding="utf-8")
+    refused = nightpress(*arguments, "--calibration", "judged.txt", status=18)
+    assert "judged.txt overlaps with what the model is judged by" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not list(nightpress.state.rglob("sums.gguf"))
+    assert not (nightpress.state / "imatrices").exists()

@@ -1,4 +1,4 @@
-"""What the tests of the control socket share."""
+"""What the tests of the control socket share, and those that ask a provider."""
 
 from __future__ import annotations
 
@@ -31,3 +31,20 @@ def serve(place: Path, stage: Any) -> Iterator[Any]:
 
     with serving(place, stage) as start:
         yield start
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A provider of large models on this machine."""
+    import provider_server
+
+    with provider_server.serving() as provider:
+        yield provider
+
+
+@pytest.fixture(params=["anthropic", "openai"])
+def order(request: pytest.FixtureRequest, server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What to write for calibration, from each provider in turn."""
+    from author import order_from
+
+    return order_from(request.param, server, monkeypatch)

@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 
 from calibration_data.catalogue import Catalogue, UnknownDomain
+from calibration_data.checks import overlaps
 from calibration_data.text import CalibrationRefused, Sample
 from loops.evaluation.scenarios import Scenario, read_scenarios
 from loops.evaluation.text import EvaluationText
-from loops.pass1.calibrate import KEPT_BACK_WORDS, Compared, Source, _sentence, general, read_source, refuse_overlap
+from loops.pass1.calibrate import Compared, _sentence
+from loops.pass1.source import (
+    KEPT_BACK_WORDS,
+    Source,
+    general,
+    general_apart_from,
+    read_source,
+    refuse_overlap,
+)
 
 SENTENCE = "The {0}th keeper of the light wrote down {0} ships, their {0} cargoes and the weather of day {0}. "
 
@@ -98,7 +107,42 @@ def test_text_that_is_measured_on_is_not_calibrated_with(tmp_path: Path) -> None
     with pytest.raises(CalibrationRefused, match=f"scenario {scenario.id}"):
         refuse_overlap(source, None, [scenario])
     with pytest.raises(CalibrationRefused, match="its own held-out part"):
-        refuse_overlap(Source("x", source.samples, source.samples[:1]), None, ())
+        refuse_overlap(Source("x", source.samples, source.samples[:1]), None, (), compared=True)
+
+
+def test_what_choices_are_made_on_is_not_measured_on_either(tmp_path: Path) -> None:
+    source = read_source((), (str(write_text(tmp_path / "notes.txt", 100, 60)),), None)
+    assert source is not None
+    kept = source.held_out[0].text
+    with pytest.raises(CalibrationRefused, match="the evaluation text"):
+        refuse_overlap(source, EvaluationText(kept, special=False, source="x"), ())
+
+
+def test_a_file_that_holds_the_general_text_that_matrices_are_compared_on_is_refused() -> None:
+    samples = general().held_out[:2]
+    refuse_overlap(Source("mine.txt", samples, ()), None, ())
+    with pytest.raises(CalibrationRefused, match=r"mine\.txt overlaps .* held-out general text"):
+        refuse_overlap(Source("mine.txt", samples, ()), None, (), compared=True)
+
+
+def test_the_general_matrix_is_not_made_from_what_it_is_judged_on() -> None:
+    whole = general()
+    kept = whole.samples[3:5]
+    apart = general_apart_from(kept)
+    assert not overlaps(apart.samples, {"": kept[0].text + kept[1].text})
+    assert len(apart.samples) == len(whole.samples) - 2
+    assert general_apart_from(()).sha256 == whole.sha256
+
+
+@pytest.mark.parametrize("name", ["general", "none"])
+def test_no_file_and_no_domain_of_the_users_passes_for_the_general_one_or_for_none(name: str, tmp_path: Path) -> None:
+    file = read_source((), (str(write_text(tmp_path / name, 4)),), None)
+    assert file is not None
+    assert file.name == f"{name} (file)"
+    write_text(tmp_path / "none.txt", 4)
+    own = read_source(("none",), (), str(tmp_path))
+    assert own is not None
+    assert own.name == "none (domain)"
 
 
 def row(matrix: str, text: str, kld: float) -> dict[str, object]:

@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import provider_server
 import pytest
 import typer
-from author import KEY, PROVIDERS, Author, order_from
+from author import KEY, Author
 from click.testing import Result
 from provider_server import Provider as Server
 from provider_server import message_of
@@ -28,17 +26,6 @@ from daemon.cli import calibration
 from daemon.generating import Order
 from daemon.providers import JudgeKeyRefused
 from state.faults import NightpressError
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with provider_server.serving() as provider:
-        yield provider
-
-
-@pytest.fixture(params=PROVIDERS)
-def order(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.MonkeyPatch) -> Order:
-    return order_from(request.param, server, monkeypatch)
 
 
 def run(*arguments: str) -> Result:

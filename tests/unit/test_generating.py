@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import provider_server
 import pytest
-from author import BRIEF, KEY, PROVIDERS, Author, order_from
+from author import BRIEF, KEY, Author
 from provider_server import Provider as Server
 from provider_server import message_of, system_of
 
@@ -30,17 +28,6 @@ from daemon.generating import (
     provider_writer,
 )
 from daemon.providers import Connection, JudgeKeyRefused
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with provider_server.serving() as provider:
-        yield provider
-
-
-@pytest.fixture(params=PROVIDERS)
-def order(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.MonkeyPatch) -> Order:
-    return order_from(request.param, server, monkeypatch)
 
 
 def ask(order: Order, folder: Path, stop: threading.Event | None = None, sieve: Sieve | None = None,

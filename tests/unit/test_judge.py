@@ -7,11 +7,9 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any, cast
 
-import provider_server
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,12 +56,6 @@ class Kept(dict[str, dict[str, Any]]):
     def put(self, key: str, value: dict[str, Any]) -> None:
         self.threads.add(threading.get_ident())
         self[key] = json.loads(json.dumps(value))
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with provider_server.serving() as provider:
-        yield provider
 
 
 @pytest.fixture(params=PROVIDERS)

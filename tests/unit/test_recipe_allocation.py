@@ -174,18 +174,6 @@ RECIPE = Recipe({"blk.0.ffn_up.weight": "Q4_K", "blk.1.ffn_up.weight": "Q6_K", "
                 ("blk.1.ffn_up.weight",), "Q4_K_M", 1234, 0.5)
 
 
-def test_a_recipe_survives_being_written_down() -> None:
-    assert Recipe.from_json(RECIPE.as_json()) == RECIPE
-
-
-def test_a_recipe_is_written_as_llama_quantize_reads_it() -> None:
-    assert RECIPE.to_type_file().splitlines()[0] == r"^blk\.0\.ffn_up\.weight$=Q4_K"
-
-
-def test_a_recipe_is_summed_up_by_kind_of_matrix() -> None:
-    assert RECIPE.summary() == {"ffn_up": {"Q4_K": 1, "Q6_K": 1}, "output": {"Q4_K": 1}}
-
-
 def test_a_recipe_leaves_out_the_importance_that_harms() -> None:
     entry = Entry(np.ones(4, dtype=np.float32), np.ones(1, dtype=np.int64))
     whole = Imatrix(dict.fromkeys(RECIPE.types, entry), (), 1, 512)

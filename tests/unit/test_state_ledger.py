@@ -128,9 +128,6 @@ def test_recording_again_replaces(open_ledger: Ledger) -> None:
     assert [row["value"] for row in open_ledger.measurements(run)] == [2.0]
     assert [row["text"] for row in open_ledger.responses(run, "")] == ["2.0"]
     assert open_ledger.steps(["f", "unknown"]) == {"f": {"value": 2.0}}
-    open_ledger.drop_step("f")
-    open_ledger.drop_step("f")
-    assert open_ledger.steps() == {}
 
 
 def test_a_fingerprint_that_crashes_is_counted_quarantined_and_released(open_ledger: Ledger) -> None:
