@@ -168,7 +168,7 @@ def _calibrate(bench: Bench, work: Path) -> Made:
     not be new, so the matrix is used as it is.
     """
     from calibration_data.checks import overlaps
-    from loops.pass1.calibrate import read_source
+    from loops.pass1.source import read_source
 
     dataset, table = bench.file("prepare", "dataset"), bench.spec.calibrate
     splits = _rows(dataset)
