@@ -100,7 +100,7 @@ def main() -> int:
     """Run it and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, help="to work in, and to keep (default: a temporary one)")
-    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--epochs", type=float, default=8)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--levels", default="Q8_0,Q6_K,Q4_K_M,Q3_K_M,Q2_K")
     args = parser.parse_args()
