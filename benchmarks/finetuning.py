@@ -72,7 +72,7 @@ def finetune(folder: Path, epochs: float, learning_rate: float, levels: list[str
     (folder / "rota.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rota.rows()), encoding="utf-8")
     config = CONFIG.format(epochs=epochs, learning_rate=learning_rate, levels=json.dumps(levels))
     (folder / "rota.toml").write_text(config + (f"limit = {limit}\n" if limit else ""), encoding="utf-8")
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - our own program and files
         [str(Path(sys.executable).with_name("nightpress")), "finetune", "rota.toml", "--json"], cwd=folder, check=True,
         stdout=subprocess.PIPE, text=True, env={**os.environ, "NIGHTPRESS_STATE_DIR": str(folder / "state"),
                                                 "NIGHTPRESS_DEPLOY_DIR": str(folder / "deploy")})
@@ -91,16 +91,16 @@ def report(found: dict[str, Any]) -> list[str]:
         lines.append(f"| {model} | {one['bytes']:,} | " + " | ".join(
             f"{one[name]['value']:.3f}" if name in one else "" for name in names) + " |")
     train = facts["train"]
-    return [*lines, "", f"Loss on validation: {train['validation_loss_before']:.3f} before, "
-            f"{train['validation_loss']:.3f} after {train['steps']} steps in {train['seconds']:.0f} s.",
-            f"Released {found['chosen']}: {found['release']}"]
+    learnt = (f"Loss on validation: {train['validation_loss_before']:.3f} before, {train['validation_loss']:.3f} after "
+              f"{train['steps']} steps in {train['seconds']:.0f} s.")
+    return [*lines, "", learnt, f"Released {found['chosen']}: {found['release']}"]
 
 
 def main() -> int:
     """Run it and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, help="to work in, and to keep (default: a temporary one)")
-    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--epochs", type=float, default=8)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--levels", default="Q8_0,Q6_K,Q4_K_M,Q3_K_M,Q2_K")
     args = parser.parse_args()

@@ -173,7 +173,7 @@ def _calibrate(bench: Bench, work: Path) -> Made:
     dataset, table = bench.file("prepare", "dataset"), bench.spec.calibrate
     splits = _rows(dataset)
     manifest = making.read_manifest(dataset) or {}
-    clean = _apart(splits)
+    clean = calibration_rows(splits)
     header = Header(str(manifest.get("domain") or bench.spec.name), licence=str(manifest.get("licence") or ""),
                     source=f"the training rows of {bench.spec.name}")
     file = _fresh(work) / f"{bench.spec.name}.txt"
@@ -193,7 +193,7 @@ def _calibrate(bench: Bench, work: Path) -> Made:
     return Made(made, facts)
 
 
-def _apart(splits: Mapping[str, list[Row]]) -> list[Row]:
+def calibration_rows(splits: Mapping[str, list[Row]]) -> list[Row]:
     """Return the training rows that are no near-duplicates of a row to validate or test with."""
     others = [*splits.get(VALIDATION, ()), *splits.get(TEST, ())]
     rows = splits.get(TRAIN, [])

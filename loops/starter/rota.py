@@ -1,9 +1,9 @@
 """A small domain that the starter does not know: the code of a rota, to show fine-tuning with.
 
 An entry of the rota is a city, a subject and an hour. The city stands for who gave the talk, the subject for where, the
-hour for the day; so of 216 entries some can be kept from training, and yet be read by who has learnt the code. The words
-are the starter's own; what they stand for is new to it. Each entry is asked about in three ways. A dataset keeps these
-together, as their answers are the same.
+hour for the day; so of 216 entries some can be kept from training, and yet be read by who has learnt the code. The
+words are the starter's own; what they stand for is new to it. Each entry is asked about in three ways. A dataset keeps
+these together, as their answers are the same.
 
     python -m loops.starter.rota > rota.jsonl
 """

@@ -9,17 +9,27 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finetune_pipeline import Way, spec
 
+from calibration_data.text import Turn
+from daemon.course import StagedCourse
 from daemon.errors import Interrupted, WorkerRefused
+from daemon.finetune_config import FinetuneRefused
+from daemon.finetune_stages import calibration_rows
 from daemon.finetuning import describe_path, state_of
 from daemon.grip import Grip
+from daemon.intake import Order
 from daemon.lineage import LineageUnknown, trace
+from daemon.runner import Outcome, Runner
 from daemon.settings import Settings
+from loops.events import Progress
+from loops.finetune.faults import ColumnsWrong
+from loops.finetune.records import Row
 from state.check import repair, violations
-from state.ledger import Ledger
+from state.ledger import JobSpec, Ledger
 from state.lock import Lock, StateBusy
 
 SCRIPT = Path(__file__).parents[1] / "fakes" / "finetune_pipeline.py"
@@ -217,9 +227,47 @@ def test_what_is_not_known_is_refused(base: Path) -> None:
 
 
 def test_the_order_of_a_fine_tuning_survives_the_queue(base: Path) -> None:
-    from daemon.intake import Order
-
     wanted = spec(base, press={"levels": ["Q8_0"]}).as_json()
     order = Order.of(json.loads(json.dumps(Order(None, finetune=wanted).as_json())), Settings(state_dir=base / "state"))
     assert order.finetune == wanted
     assert (order.name, order.plan) == ("shop", None)
+
+
+def test_the_service_does_a_fine_tuning_and_tells_how_it_ended(base: Path, poll: Any) -> None:
+    settings = Settings(state_dir=base / "state")
+    outcomes: list[Outcome] = []
+    with Ledger.open(base / "state", "test") as ledger:
+        runner = Runner(ledger, lambda _number, _event: None, outcomes.append)
+        wanted = spec(base, dataset={"format": "qa"}).as_json()
+        number = ledger.add_job(JobSpec("shop", "command", Order(None, finetune=wanted).as_json()))
+        ledger.begin_job(number)
+        work = runner.start(ledger.job(number), Order.of(ledger.job(number)["spec"], settings), settings)
+        poll(lambda: outcomes, 60, "the job to come back")
+        assert runner.finish(10)
+    assert (outcomes[0].job_id, outcomes[0].exit_code) == (number, ColumnsWrong.exit_code)
+    assert work.place.stage == "prepare"
+    assert states(base) == [("prepare", "failed")]
+
+
+def test_the_course_of_a_fine_tuning_counts_stages(base: Path) -> None:
+    course = StagedCourse()
+    course.begin("train", 2, 4)
+    assert (course.place.share, course.place.stage) == (0.5, "train")
+    course.take(Progress("steps", "", 5, 10), 1.0)
+    assert (course.place.share, course.place.stage, course.place.left_s) == (0.625, "train: steps", None)
+    course.take(Progress("checking", "", 0, 0), 1.0)
+    assert course.place.share == 0.625
+    course.begin("merge", 3, 4)
+    assert course.place.share == 0.75
+
+
+def test_the_calibration_text_holds_nothing_near_to_what_is_judged_by() -> None:
+    def row(number: int, split: str, text: str) -> Row:
+        return Row(f"r:{number}", (Turn("user", text), Turn("assistant", "It is so.")), split=split)
+
+    same = "How do we open the green door of the old museum when it rains on Monday"
+    splits = {"train": [row(1, "train", same), row(2, "train", "Where is the bakery that Bruno told us about?")],
+              "test": [row(3, "test", f"{same} or Tuesday")]}
+    assert [one.id for one in calibration_rows(splits)] == ["r:2"]
+    with pytest.raises(FinetuneRefused, match="Every training row is near"):
+        calibration_rows({**splits, "train": splits["train"][:1]})

@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-for library in ("safetensors", "sentencepiece", "google.protobuf"):
-    pytest.importorskip(library)
-
 from loops.finetune.model_folder import read_folder
 from loops.pass1.single import OutputThere
 from loops.starter import STARTER_GGUF
@@ -20,6 +17,8 @@ from loops.starter.folder import unpermuted, write_folder
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for library in ("safetensors", "sentencepiece", "google.protobuf"):
+        pytest.importorskip(library)
     return write_folder(tmp_path_factory.mktemp("models") / "starter")
 
 
