@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from importlib import import_module
@@ -14,85 +15,120 @@ from loops.finetune.session import Run, Stopped, diverged, peak_bytes
 from state.files import explained, rename
 
 
+class Checked:
+    """What a Trainer does otherwise here; to stand before transformers' own among the parents.
+
+    Attributes:
+        run: the session.
+        parent: transformers' Trainer.
+    """
+
+    run: Run
+    parent: Any
+    state: Any
+    control: Any
+    model: Any
+
+    def training_step(self, *given: Any, **named: Any) -> Any:
+        """Compute a batch, forth and back.
+
+        Raises:
+            TrainingDiverged: the loss is no number.
+        """
+        loss = self.parent.training_step(self, *given, **named)
+        if not math.isfinite(float(loss)):
+            raise diverged("loss", int(self.state.global_step), self.run.spec, self.run.device)
+        return loss
+
+    def evaluate(self, *_given: Any, **_named: Any) -> dict[str, float]:
+        """Validate by the loss per token; stopped, it is made up for when the training goes on."""
+        self.run.step = int(self.state.global_step)
+        loss = self.run.validate(self.model, "validating")
+        if loss is None:
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        metrics = {"eval_loss": loss}
+        trainer: Any = self
+        trainer.log(dict(metrics))
+        self.control = trainer.callback_handler.on_evaluate(trainer.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the adapter, without the pickle of its arguments that the parent writes beside it."""
+        self.model.save_pretrained(output_dir, state_dict=state_dict)
+
+
+class Hooks:
+    """What happens between the steps; to stand before transformers' TrainerCallback among the parents.
+
+    Attributes:
+        run: the session.
+        trainer: that calls.
+    """
+
+    run: Run
+    trainer: Any
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_named: Any) -> None:
+        """Make up for an evaluation that was stopped."""
+        run = self.run
+        if state.global_step and _due(run, state.global_step) and state.global_step not in dict(
+                checkpoints.evaluations(state.log_history)):
+            self.trainer.evaluate()
+        if run.course.stopped or state.global_step >= run.steps:  # else the Trainer would do one step more
+            raise Stopped
+        run.course.tokens, run.course.spoke = 0, time.monotonic()
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_named: Any) -> None:
+        """Decide what follows a step."""
+        run = self.run
+        run.step = int(state.global_step)
+        run.emit(Progress("training", "", run.step, run.steps))
+        if _due(run, run.step):
+            control.should_evaluate = True
+        if run.step >= run.steps:
+            control.should_save = True
+        elif run.course.stop.is_set():
+            run.course.stopped = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_evaluate(self, _args: Any, state: Any, control: Any, metrics: dict[str, float], **_named: Any) -> None:
+        """Keep the best adapter; stop early."""
+        run = self.run
+        best, loss = checkpoints.best_step(state.log_history), metrics["eval_loss"]
+        run.emit(Note(f"After step {run.step:,}: validation loss {loss:.4f}"
+                      f"{', the best so far' if best == run.step else ''}."))
+        if best == run.step:
+            _keep_best(self.trainer.model, checkpoints.best_folder(run.folder, best))
+        late = checkpoints.evaluations_since_best(state.log_history)
+        if 0 < run.spec.patience <= late and run.step < run.steps:
+            run.emit(Note(f"Stopping early: no better for {late} evaluation{'' if late == 1 else 's'}."))
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_named: Any) -> None:
+        """Say how it goes."""
+        if logs and "loss" in logs:
+            _tell(self.run, state, logs)
+
+    def on_save(self, _args: Any, state: Any, _control: Any, **_named: Any) -> None:
+        """Declare the checkpoint whole, then remove what is not kept."""
+        run = self.run
+        checkpoints.mark(run.folder / f"checkpoint-{state.global_step}", run.course.seconds,
+                         max(run.course.earlier_peak, peak_bytes(run.device)))
+        checkpoints.rotate(run.folder, run.spec.keep, checkpoints.best_step(state.log_history))
+
+
 def make_trainer(run: Run, model: Any) -> Any:
-    """Return a Trainer for a run; its classes are made here because their parents are not installed everywhere."""
-    from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-    from transformers import Trainer as Parent
-
-    torch = import_module("torch")
+    """Return a Trainer for a run; its class is made here because its parent is not installed everywhere."""
+    transformers = import_module("transformers")
     spec, device = run.spec, run.device
-
-    class Trainer(Parent):  # type: ignore[misc]  # of a library without types
-        control: Any
-
-        def training_step(self, *given: Any, **named: Any) -> Any:
-            loss = super().training_step(*given, **named)
-            if not bool(torch.isfinite(loss)):
-                raise diverged("loss", int(self.state.global_step), spec, device)
-            return loss
-
-        def evaluate(self, *_given: Any, **_named: Any) -> dict[str, float]:
-            run.step = int(self.state.global_step)
-            loss = run.validate(self.model, "validating")
-            if loss is None:  # stopped: the evaluation is made up for when the training goes on
-                self.control.should_save = self.control.should_training_stop = True
-                return {}
-            metrics = {"eval_loss": loss}
-            self.log(dict(metrics))
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
-
-        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-            # without the pickle of its arguments that the parent writes
-            self.model.save_pretrained(output_dir, state_dict=state_dict)
-
-    class Hooks(TrainerCallback):  # type: ignore[misc]  # of a library without types
-        def on_train_begin(self, _args: Any, state: Any, _control: Any, **_named: Any) -> None:
-            if state.global_step and _due(run, state.global_step) and state.global_step not in dict(
-                    checkpoints.evaluations(state.log_history)):
-                trainer.evaluate()
-            if run.course.stopped or state.global_step >= run.steps:  # else the Trainer would do one step more
-                raise Stopped
-            run.course.tokens, run.course.spoke = 0, time.monotonic()
-
-        def on_step_end(self, _args: Any, state: Any, control: Any, **_named: Any) -> None:
-            run.step = int(state.global_step)
-            run.emit(Progress("training", "", run.step, run.steps))
-            if _due(run, run.step):
-                control.should_evaluate = bool(run.checked)
-            if run.step >= run.steps:
-                control.should_save = True
-            elif run.course.stop.is_set():
-                run.course.stopped = control.should_save = control.should_training_stop = True
-                control.should_evaluate = False
-
-        def on_evaluate(self, _args: Any, state: Any, control: Any, metrics: dict[str, float], **_named: Any) -> None:
-            best, loss = checkpoints.best_step(state.log_history), metrics["eval_loss"]
-            run.emit(Note(f"After step {run.step:,}: validation loss {loss:.4f}"
-                          f"{', the best so far' if best == run.step else ''}."))
-            if best == run.step:
-                _keep_best(trainer.model, checkpoints.best_folder(run.folder, best))
-            late = checkpoints.evaluations_since_best(state.log_history)
-            if spec.patience and late >= spec.patience and run.step < run.steps:
-                run.emit(Note(f"Stopping early: no better for {late} evaluation{'' if late == 1 else 's'}."))
-                control.should_save = control.should_training_stop = True
-
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None,
-                   **_named: Any) -> None:
-            if logs and "loss" in logs:
-                _tell(run, state, logs)
-
-        def on_save(self, _args: Any, state: Any, _control: Any, **_named: Any) -> None:
-            made = run.folder / f"checkpoint-{state.global_step}"
-            checkpoints.mark(made, run.course.seconds, max(run.course.earlier_peak, peak_bytes(device)))
-            checkpoints.rotate(run.folder, spec.keep, checkpoints.best_step(state.log_history))
 
     def collate(chosen: list[Any]) -> dict[str, Any]:
         batch = run.batch(chosen, spec.packing)
         run.course.tokens += int(batch["input_ids"].numel())
         return batch
 
-    arguments = TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=str(run.folder), per_device_train_batch_size=spec.batch, max_steps=run.steps,
         gradient_accumulation_steps=spec.accumulation, learning_rate=spec.learning_rate,
         lr_scheduler_type=spec.schedule, warmup_steps=int(spec.warmup * run.steps),
@@ -104,10 +140,12 @@ def make_trainer(run: Run, model: Any) -> Any:
         save_strategy="steps", save_steps=spec.save_every, eval_strategy="no", report_to=[], disable_tqdm=True,
         remove_unused_columns=False, dataloader_num_workers=0, dataloader_pin_memory=device.name == "cuda",
         label_names=["labels"])
-    trainer = Trainer(model=model, args=arguments, train_dataset=list(run.trained), data_collator=collate,
-                      callbacks=[Hooks()])
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    hooks: Any = type("Hooks", (Hooks, transformers.TrainerCallback), {"run": run})()
+    kind: Any = type("Trainer", (Checked, transformers.Trainer), {"run": run, "parent": transformers.Trainer})
+    hooks.trainer = kind(model=model, args=arguments, train_dataset=list(run.trained), data_collator=collate,
+                         callbacks=[hooks])
+    hooks.trainer.remove_callback(transformers.PrinterCallback)
+    return hooks.trainer
 
 
 def _due(run: Run, step: int) -> bool:

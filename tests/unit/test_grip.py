@@ -244,3 +244,19 @@ def test_the_reason_for_an_end_reaches_whoever_asked_for_the_work(tmp_path: Path
     grip.end("Made room: busy: cpu 80 % > 15 %.")
     with Ledger.open(settings.state_dir, "test") as ledger, pytest.raises(Interrupted, match="Made room"):
         Pressing(ledger, settings, plan, lambda _event: None, grip).run()
+
+
+def test_a_polite_group_is_woken_at_the_end_and_not_killed(
+        family: Callable[[], list[psutil.Process]], poll: Poll) -> None:
+    grip, processes, other = Grip(), family(), family()
+    grip.take(processes[0].pid, polite=True)
+    grip.take(other[0].pid)
+    grip.stop()
+    poll(lambda: all_stopped(processes), 20, "the stop")
+    grip.end("enough")
+    poll(lambda: other[0].status() == psutil.STATUS_ZOMBIE, 20, "the other group's end")
+    poll(lambda: not any(one.status() == psutil.STATUS_STOPPED for one in processes), 20, "the waking")
+    assert all(one.status() != psutil.STATUS_ZOMBIE for one in processes)
+    late = family()
+    grip.take(late[0].pid, polite=True)
+    poll(lambda: late[0].status() == psutil.STATUS_ZOMBIE, 20, "the end of one that came late")

@@ -176,7 +176,7 @@ def test_the_forecast_counts_as_its_sources_do(spec: TrainSpec) -> None:
     assert of(four_bit=False).weights == 220_000_000
     assert (of().adapters, of().gradients, of().optimizer) == (800_000, 800_000, 1_600_000)
     assert of(checkpointing=False).activations > 5 * (of().activations - 100 * 160_000)
-    assert of(max_length=50).activations * 2 == of().activations
+    assert of(max_length=50).activations * 2 == pytest.approx(of().activations, abs=2)
     assert sum(list(of().as_json().values())[:-1]) == of().total
 
 
