@@ -160,7 +160,8 @@ def test_pairs_just_at_the_threshold_are_found(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "Give me no more of it as I do say", "Los Angeles is a no go for him today", "Die hard in El Paso, said Mr De Niro"])
+    "Give me no more of it as I do say", "Los Angeles is a no go for him today",
+    "Die hard in El Paso, said Mr De Niro"])
 def test_a_short_row_with_words_of_several_languages_is_left_open(text: str) -> None:
     assert guess_language(text) in ("", "en")
 
