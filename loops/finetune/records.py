@@ -229,8 +229,9 @@ def _calls(message: Mapping[str, Any], where: str) -> list[str]:
         if not isinstance(asked, Mapping) or not isinstance(asked.get("name"), str):
             raise ColumnsWrong(f"{where} calls a tool without a name.")
         arguments = asked.get("arguments")
-        with contextlib.suppress(ValueError, TypeError, RecursionError):
-            arguments = json.loads(arguments or "")
+        if isinstance(arguments, str):
+            with contextlib.suppress(ValueError, RecursionError):
+                arguments = json.loads(arguments)
         lines.append(json.dumps({"name": asked["name"], "arguments": arguments}, ensure_ascii=False, default=str))
     return lines
 

@@ -56,7 +56,8 @@ def generate(domain: str, count: int, seed: int = 0) -> list[Row]:
     while len(rows) < count:
         label, task = tasks[len(rows) % len(tasks)]
         question, context, answer = task(chance)
-        made: set[str | tuple[str, ...]] = {answer, (label, *((answer,) if context else sorted(_FIGURES.findall(question))))}
+        facts = (answer,) if context else sorted(_FIGURES.findall(question))
+        made: set[str | tuple[str, ...]] = {answer, (label, *facts)}
         if seen & made:
             continue
         seen |= made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 import unicodedata
 from pathlib import Path
@@ -141,13 +142,26 @@ def test_thousands_of_equal_rows_are_one_group_in_a_moment() -> None:
 
 def test_equal_rows_of_two_splits_are_each_compared_with_what_follows() -> None:
     said, alike = "one two three four five six seven eight nine ten", "one two three four five six seven eight nine"
-    report = validate({"train": [row(1, said, "a")], "validation": [row(2, said, "a")], "test": [row(3, alike, "a")]},
-                      Cleaning(WORDS))
+    report = validate({"test": [row(1, said, "a")], "train": [row(2, said, "a"), row(3, alike, "a")]}, Cleaning(WORDS))
     assert {name for one in report.findings if one.check == "leakage" for name in one.rows} == {"r:2", "r:3"}
+    homes = ["train", "test", "train"]
+    found = near.pairs([said, said, alike], home=homes)
+    assert [(pair.first, pair.second) for pair in found] == [(0, 1), (0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("threshold", [0.25, 1 / 3, 0.5, 0.75, 1.0])
+def test_pairs_just_at_the_threshold_are_found(threshold: float) -> None:
+    chance = random.Random(3)
+    said = [" ".join(chance.choices("abc", k=chance.randint(3, 8))) for _ in range(120)]
+    sets = [near.shingles(text) for text in said]
+    assert [(pair.first, pair.second) for pair in near.near_pairs(said, threshold)] == [
+        (first, second) for second in range(120) for first in range(second)
+        if near.similarity(sets[first], sets[second]) >= threshold]
 
 
 @pytest.mark.parametrize("text", [
-    "Give me no more of it as I do say", "Los Angeles is a no go for him today", "Die hard in El Paso, said Mr De Niro"])
+    "Give me no more of it as I do say", "Los Angeles is a no go for him today",
+    "Die hard in El Paso, said Mr De Niro"])
 def test_a_short_row_with_words_of_several_languages_is_left_open(text: str) -> None:
     assert guess_language(text) in ("", "en")
 
