@@ -31,7 +31,7 @@ READING = Reading(name="the model", tokens={name: [1, 2, 3, 4] for name in SAMPL
 def test_a_model_that_rounding_changes_more_has_wider_bounds_up_to_a_limit() -> None:
     assert bounds_of("BF16", (1e-5, 1e-4, 0.01)) == ROUNDED
     assert bounds_of("F16", (1e-3, 1e-2, 0.3)) == EXACT
-    wider = bounds_of("BF16", (1e-3, 1e-2, 0.3))
+    wider = bounds_of("BF16", (2e-3, 4e-2, 0.6))
     assert (wider.mean_kl, wider.max_kl, wider.lead) == (1e-3, 2e-2, 0.6)
     assert bounds_of("BF16", (1.0, 9.0, 9.0)) == MOST
 
