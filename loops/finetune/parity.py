@@ -87,8 +87,9 @@ def bounds_of(weight_type: str, rounding: Sequence[float] = ()) -> Bounds:
     """Return the bounds for weights of a type, by ggml's name or PyTorch's.
 
     The engine rounds what flows into a product with BF16 weights to BF16 too. What that does to a model grows with its
-    depth, so a model that PyTorch itself makes differ more when it rounds so has wider bounds: half as much, up to `MOST`. PyTorch rounds results too: of random
-    weights in 16 layers of 512 it came to 1.4e-2 (largest 0.15), and the engine to 2e-3 (8e-3).
+    depth, so a model that PyTorch itself makes differ more when it rounds has wider bounds: half as much, up to `MOST`.
+    PyTorch rounds results too: of random weights in 16 layers of 512 it came to 1.4e-2 (largest 0.15), and the engine
+    to 2e-3 (8e-3).
 
     Args:
         weight_type: of the second form.
