@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from daemon.converting import ConvertSpec, convert
 from daemon.download import Show
 from daemon.grip import Grip
 from daemon.pulling import HUB_ID, PullSpec, models_folder, pull
@@ -91,6 +90,8 @@ def converted(folder: Path, settings: Settings, grip: Grip, show: Show) -> tuple
     Raises:
         What `check_folder` and `convert` raise.
     """
+    from daemon.converting import ConvertSpec, convert  # numpy with it, which the service does without
+
     check_folder(folder)
     place = converted_folder(settings) / _key(folder) / f"{folder.name}.gguf"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -155,7 +155,7 @@ def agree(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     notes = parity.check_tokens(name, first[0], second[0])
     if list(first[0].ids) != list(second[0].ids):
         raise parity.TokenizerMismatch(f"Stage {name}: the forms did not read the same tokens.")
-    found = parity.compare(name, first[1], second[1], parity.bounds_of(second[0].weight_type))
+    found = parity.compare(name, first[1], second[1], parity.bounds_of(second[0].weight_type, first[0].rounding))
     report(1, 1)
     return {**found.as_json(), "notes": list(notes)}
 

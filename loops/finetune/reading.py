@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from loops.engine.chat import ChatTemplateBroken, prompt_tokens
 from loops.engine.gguf_check import check_model, read_header
@@ -49,7 +52,8 @@ def load(folder: Path) -> tuple[Reading, Floats] | None:
     logits = load_array(folder / "logits.npy", mapped=True)
     try:
         fields = json.loads((folder / "reading.json").read_text(encoding="utf-8"))
-        reading = Reading(**{**fields, "control": {int(token): text for token, text in fields["control"].items()}})
+        reading = Reading(**{**fields, "control": {int(token): text for token, text in fields["control"].items()},
+                             "rounding": tuple(fields["rounding"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return None if logits is None else (reading, logits)
@@ -120,11 +124,18 @@ def read_with_torch(model: ModelFolder, folder: Path, name: str, adapters: Seque
     tokenizer_fit.check_loss(model, tokenizer(tokenizer_fit.TALK)["input_ids"][:limit], compute)
     progress(2, 3)
     types = weight_types(model)
+    rounding: tuple[float, ...] = ()
+    if "BF16" in types and np.isfinite(logits).all():
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):  # no copy of all weights is kept
+            rounded = compute(ids)
+        if np.isfinite(rounded).all():
+            found = parity.compare("rounding", logits, rounded, parity.Bounds(math.inf, math.inf, math.inf))
+            rounding = (found.mean_kl, found.max_kl, found.max_difference)
     reading = Reading(
         name=name, tokens=tokens, ids=ids,
         special={"bos": _id(tokenizer.bos_token_id), "eos": _id(tokenizer.eos_token_id)},
         control=_control_of(tokenizer), template=tokenizer_fit.template_of(tokenizer), chat=_chat_of(tokenizer),
-        weight_type=max(types, key=types.__getitem__, default=""))
+        weight_type=max(types, key=types.__getitem__, default=""), rounding=rounding)
     save(folder, reading, logits)
     progress(3, 3)
     return reading

@@ -144,7 +144,7 @@ def test_a_folder_is_pressed_as_a_gguf_is(nightpress: Any, forms: Path, converte
     shutil.copytree(forms / "Tiny", pulled)
     done = nightpress.run("owner/Tiny", "--levels", "Q8_0", "--json", "--max-degradation", "1", "--gate", "overall:1")
     summary = json.loads(done.stdout)
-    assert summary["run"]["name"] == "tiny"
+    assert summary["run"]["name"] == "Tiny"
     source = summary["plan"]["source"]
     assert source["folder"] == str(pulled)
     assert [stage["stage"] for stage in source["stages"]] == ["conversion"]
@@ -152,7 +152,7 @@ def test_a_folder_is_pressed_as_a_gguf_is(nightpress: Any, forms: Path, converte
     kept, = (nightpress.state / "converted").glob("*/*.gguf")
     before = kept.stat().st_ino
     found = json.loads(nightpress("quantize", str(pulled), "--level", "Q8_0", "--json").stdout)
-    assert Path(found[0]["path"]).name == "tiny-Q8_0.gguf"
+    assert Path(found[0]["path"]).name == "Tiny-Q8_0.gguf"
     assert kept.stat().st_ino == before
     nightpress("levels", "owner/Tiny", "--ladder", "original")
     nightpress("quantize", "owner/Tiny", "--level", "Q8_0", "--force", NIGHTPRESS_DISK_BUDGET_BYTES="1000")

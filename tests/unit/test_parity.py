@@ -12,6 +12,7 @@ import pytest
 from loops.finetune import reading
 from loops.finetune.parity import (
     EXACT,
+    MOST,
     ROUNDED,
     SAMPLES,
     ParityFailed,
@@ -25,6 +26,14 @@ from loops.finetune.parity import (
 READING = Reading(name="the model", tokens={name: [1, 2, 3, 4] for name in SAMPLES}, ids=[1, 2, 3, 4],
                   special={"bos": 1, "eos": 2}, control={1: "<s>", 2: "</s>"}, template="{{ x }}", chat=[1, 5],
                   weight_type="F16")
+
+
+def test_a_model_that_rounding_changes_more_has_wider_bounds_up_to_a_limit() -> None:
+    assert bounds_of("BF16", (1e-5, 1e-4, 0.01)) == ROUNDED
+    assert bounds_of("F16", (1e-3, 1e-2, 0.3)) == EXACT
+    wider = bounds_of("BF16", (2e-3, 4e-2, 0.6))
+    assert (wider.mean_kl, wider.max_kl, wider.lead) == (1e-3, 2e-2, 0.6)
+    assert bounds_of("BF16", (1.0, 9.0, 9.0)) == MOST
 
 
 def logits(rows: int = 70, vocabulary: int = 50) -> np.ndarray:
