@@ -172,8 +172,13 @@ def compare(rig: Rig, level: str, source: Source, matrices: Mapping[str, Matrix 
     for gauge in gauges.values():
         gauge.discard()
     judged_on = next(iter(texts))
-    used = min((row for row in rows if row["text"] == judged_on), key=lambda row: row["kld"])["matrix"]
+    used = best_on(judged_on, rows)
     return Compared(level, tuple(rows), used, judged_on, _sentence(level, source.name, judged_on, rows, used))
+
+
+def best_on(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the matrix whose level has the lowest divergence on a text, see `Compared.rows`; of equals the first."""
+    return str(min((row for row in rows if row["text"] == text), key=lambda row: row["kld"])["matrix"])
 
 
 def _sentence(level: str, domain: str, judged_on: str, rows: Sequence[Mapping[str, Any]], used: str) -> str:
@@ -285,6 +290,5 @@ class Calibration:
             return self._collected(general()) if needed else None
         if not needed or self.compared.used != NONE:
             return self._compared[self.compared.used]
-        best = min((row for row in self.compared.rows
-                    if row["matrix"] != NONE and row["text"] == self.compared.judged_on), key=lambda row: row["kld"])
-        return self._compared[best["matrix"]]
+        return self._compared[best_on(self.compared.judged_on,
+                                      [row for row in self.compared.rows if row["matrix"] != NONE])]

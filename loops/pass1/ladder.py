@@ -75,6 +75,25 @@ def gap_to_refine(rungs: Sequence[Rung]) -> tuple[int, int] | None:
     return (max(below), min(passed)) if below else None
 
 
+def next_size(gap: tuple[int, int], tried: Sequence[tuple[int, bool]]) -> int | None:
+    """Return the size of the next recipe to try within a gap; None where no more is to be found out.
+
+    The lower end comes first: a recipe is better than a level of the same size. Then the gap is halved.
+
+    Args:
+        gap: sizes of a level that did not pass and of one that did.
+        tried: sizes of recipes so far, and whether each passed.
+    """
+    low, high = gap
+    if not tried:
+        return low
+    if len(tried) >= REFINEMENTS or tried[0][1]:
+        return None
+    for size, passed in tried:
+        low, high = (low, size) if passed else (size, high)
+    return (low + high) // 2
+
+
 def choose(prefer: str, rungs: Sequence[Rung]) -> tuple[Rung | None, str]:
     """Return the level to promote and a sentence that says why; None when none passed.
 

@@ -31,7 +31,7 @@ from loops.pass1.calibrate import Calibration, Matrix
 from loops.pass1.examiner import Examiner, Findings
 from loops.pass1.forecast import check_disk, check_memory, check_time
 from loops.pass1.gate import Verdict
-from loops.pass1.ladder import PASSED, REFINEMENTS, Rung, choose, gap_to_refine, next_level
+from loops.pass1.ladder import PASSED, Rung, choose, gap_to_refine, next_level, next_size
 from loops.pass1.plan import TargetImpossible
 from loops.pass1.prepared import Prepared
 from loops.pass1.report import Scores, baseline_rows, level_rows, response_rows
@@ -271,14 +271,12 @@ class Press:
         if not isinstance(self.bench, Bench) or self.calibration is None or gap is None:
             self.emit(Note("There is nothing to refine: no level passed with one below it that did not."))
             return
-        low, high = gap
-        budget = low  # a recipe is better than a level of the same size, so the failed one's size comes first
-        for number in range(REFINEMENTS):
-            state = self._recipe(budget, len(self.prepared.ladder) + number)
-            if state is None or (state == PASSED and budget == gap[0]):
+        tried: list[tuple[int, bool]] = []
+        while (budget := next_size(gap, tried)) is not None:
+            state = self._recipe(budget, len(self.prepared.ladder) + len(tried))
+            if state is None:
                 return
-            low, high = (low, budget) if state == PASSED else (budget, high)
-            budget = (low + high) // 2
+            tried.append((budget, state == PASSED))
 
     def _recipe(self, budget: int, ordinal: int) -> str | None:
         """Find, build and measure the best recipe of a size; return how it ended, None where a level does as well."""

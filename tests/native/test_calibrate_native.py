@@ -225,7 +225,7 @@ def test_a_run_says_what_its_matrix_does_not_know(
     calibration = Calibration(plan_of(tmp_path, options), made, source)
     found = calibration.settle("Q8_0", lambda matrix: (
         (made.original, {"bytes": 1}) if matrix is not None and matrix.name == "medical" else None))
-    assert found.used == "medical"
+    assert (found.used, found.judged_on) == ("medical", "medical")
     note, = {event.message for event in kinds(notes, "Note")}
     assert note.startswith("The medical importance matrix is partial: 1 of ")
     assert name in note

@@ -33,7 +33,8 @@ from loops.engine.weights import Choice, Matrices, NothingToQuantize, Weights, o
 from loops.engine.windows import TextTooShort, cut_windows
 from loops.evaluation.text import EvaluationText
 from loops.events import StepDone
-from loops.pass1.menu import BudgetImpossible
+from loops.pass1.calibrate import blank
+from loops.pass1.menu import BudgetImpossible, Menu
 from loops.pass1.recipe import RecipeSearch
 from loops.pass1.sensitivity import Effort
 from loops.pass1.steps import Steps
@@ -281,6 +282,16 @@ def test_a_budget_that_cannot_be_met_is_refused_with_both_figures(
             found.solve(path.stat().st_size)
         assert found.solve(smallest)[-1].n_bytes == smallest
     assert caught.value.exit_code == 79
+
+
+@pytest.mark.parametrize("name", ["plain", "narrow", "experts"])
+def test_the_smallest_size_is_known_before_a_matrix_is_collected(
+        name: str, tiny: MakeTiny, options: EngineOptions) -> None:
+    path, imatrix = tiny(name)
+    model = check_model(path)
+    known, foreseen = (Menu(model, options, one, Effort().types).smallest
+                       for one in (imatrix, blank(model, with_output=True).imatrix))
+    assert foreseen == known
 
 
 def broken(path: Path, tensor: str, value: float) -> Path:

@@ -11,7 +11,7 @@ from calibration_data.checks import overlaps
 from calibration_data.text import CalibrationRefused, Sample
 from loops.evaluation.scenarios import Scenario, read_scenarios
 from loops.evaluation.text import EvaluationText
-from loops.pass1.calibrate import Compared, _sentence
+from loops.pass1.calibrate import Compared, _sentence, best_on
 from loops.pass1.source import (
     KEPT_BACK_WORDS,
     Source,
@@ -161,3 +161,11 @@ def test_the_sentence_says_what_is_used_and_whether_it_helped(used: str, end: st
     assert "cannot be made without" not in told
     assert "IQ1_S cannot be made without" in _sentence("IQ1_S", "law", "law", rows[:2], used)
     assert Compared("Q2_K", tuple(rows), used, "law", told).judged_on == "law"
+
+
+def test_the_matrix_that_does_best_on_the_domains_own_text_is_taken() -> None:
+    rows = [row("law", "law", 0.2), row("law", "general", 0.5), row("general", "law", 0.3),
+            row("general", "general", 0.1), row("none", "law", 0.4), row("none", "general", 0.6)]
+    assert best_on("law", rows) == "law"
+    assert best_on("general", rows) == "general"
+    assert best_on("law", rows[2:]) == "general"

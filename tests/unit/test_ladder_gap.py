@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loops.pass1.ladder import Rung, gap_to_refine, next_level
+from loops.pass1.ladder import Rung, gap_to_refine, next_level, next_size
 
 
 @pytest.mark.parametrize(("states", "gap"), [
@@ -23,3 +23,16 @@ def test_refining_walks_first() -> None:
     order = ["a", "b", "c"]
     for ended in ({}, {"a": "passed"}, {"a": "passed", "b": "failed"}, {"a": "failed", "b": "passed", "c": "passed"}):
         assert next_level("refine", order, ended) == next_level("walk", order, ended)
+
+
+@pytest.mark.parametrize(("passing", "tried"), [
+    (40, [40]),                 # as small as the level that failed: nothing smaller is asked for
+    (48, [40, 60, 50]),
+    (60, [40, 60, 50]),
+    (61, [40, 60, 70]),
+    (99, [40, 60, 70])])
+def test_recipes_are_tried_at_the_failed_size_first_and_then_the_gap_is_halved(passing: int, tried: list[int]) -> None:
+    done: list[tuple[int, bool]] = []
+    while (size := next_size((40, 80), done)) is not None:
+        done.append((size, size >= passing))
+    assert [size for size, _ in done] == tried
