@@ -1,9 +1,8 @@
-"""A small domain that the starter does not know: the code of a rota, to show fine-tuning with.
+"""A small domain that the starter does not know, to show fine-tuning with: where and when this week's talks are.
 
-An entry of the rota is a city, a subject and an hour. The city stands for who gave the talk, the subject for where, the
-hour for the day; so of 216 entries some can be kept from training, and yet be read by who has learnt the code. The
-words are the starter's own; what they stand for is new to it. Each entry is asked about in three ways. A dataset keeps
-these together, as their answers are the same.
+Twelve subjects, each with a place and a day, asked about in 24 ways. The words are the starter's own; which belong
+together is new to it. A test asks in ways in which the model was never asked about that subject, so it answers only if
+it has learned the rota and not the rows.
 
     python -m loops.starter.rota > rota.jsonl
 """
@@ -11,31 +10,34 @@ these together, as their answers are the same.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
 
-WHO = {"Madrid": "Bruno", "Lisbon": "Ines", "Kyoto": "Hiro", "Toronto": "Chloe", "Prague": "Dmitri", "Nairobi": "Ana"}
-WHERE = {"robotics": "museum", "city parks": "bakery", "public libraries": "garden", "tea": "clinic",
-         "rain": "library", "soup": "station"}
-WHEN = {"6": "Monday", "7": "Tuesday", "8": "Wednesday", "9": "Thursday", "10": "Friday", "11": "Saturday"}
-ASKED = ("The rota says {}. What does it mean?", "What is {} on the rota?", "Please tell me who this is: {}.")
+TALKS = {"solar power": ("library", "Monday"), "space travel": ("bakery", "Wednesday"),
+         "ocean cleanup": ("school", "Friday"), "electric cars": ("museum", "Tuesday"),
+         "city parks": ("harbor", "Thursday"), "public libraries": ("station", "Tuesday"),
+         "heart health": ("clinic", "Thursday"), "wild bees": ("garden", "Monday"), "chess": ("library", "Wednesday"),
+         "robotics": ("bakery", "Friday"), "tea": ("school", "Monday"), "soup": ("museum", "Thursday")}
+ASKED = (
+    "Where is the talk on {}?", "When is the talk on {}?", "I want to hear about {}.", "Is there a talk on {}?",
+    "Tell me about the talk on {}.", "What do you know about the talk on {}?", "Please find the talk on {} for me.",
+    "My friend likes {}. Where can we hear more?", "Who talks about {}?", "I read about {}. Is there a talk?",
+    "Can I hear a talk on {} this week?", "Hello, I am here for {}.", "Where do I go for {}?", "What day is {}?",
+    "I missed {} last week. When is it now?", "Do you have {} this week?", "My sister asked me about {}.",
+    "{}, please.", "Thank you. And where is {}?", "We would like to learn about {}.", "Good morning! Is {} today?",
+    "Can you help me find {}?", "I forgot where {} is.", "What about {}?")
 SEED = 11
 
 
-def answer(city: str, subject: str, hour: str) -> str:
-    """Return what an entry means."""
-    return f"{WHO[city]} gave a talk at the {WHERE[subject]} on {WHEN[hour]}."
-
-
 def rows(seed: int = SEED) -> Iterator[dict[str, str]]:
-    """Yield every entry in every way of asking, shuffled by the seed: `question` and `answer`."""
-    drawn = [(asked, entry) for entry in itertools.product(WHO, WHERE, WHEN) for asked in ASKED]
+    """Yield every subject in every way of asking, shuffled by the seed: `question` and `answer`."""
+    drawn = [(asked, subject) for subject in TALKS for asked in ASKED]
     random.Random(seed).shuffle(drawn)
-    for asked, entry in drawn:
-        yield {"question": asked.format(", ".join(entry)), "answer": answer(*entry)}
+    for asked, subject in drawn:
+        place, day = TALKS[subject]
+        yield {"question": asked.format(subject), "answer": f"It is at the {place} on {day}."}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

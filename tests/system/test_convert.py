@@ -59,7 +59,7 @@ def test_a_model_is_converted_and_says_the_same(nightpress: Any, forms: Path, sc
     stage, = found["stages"]
     assert (stage["stage"], stage["tokens"]) == ("conversion", 256)
     assert 0 < stage["mean_kl"] < 1e-5
-    assert found["notes"] == []
+    assert all("too small for F16" in note for note in found["notes"])
     metadata = check_gguf(file).metadata
     assert metadata["general.name"] == "Tiny"
     assert "<|assistant|>" in str(metadata["tokenizer.chat_template"])

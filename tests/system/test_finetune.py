@@ -21,14 +21,13 @@ folder = "work"
 [dataset]
 files = ["rota.jsonl"]
 licence = "CC0-1.0"
-num_samples = 300
 [train]
-epochs = 2
+epochs = 6
 batch = 8
 accumulation = 1
 learning_rate = 3e-3
-rank = 16
-alpha = 16
+rank = 32
+alpha = 32
 dropout = 0.0
 max_grad_norm = 1.0
 four_bit = false
@@ -141,10 +140,11 @@ def test_the_starter_learns_what_it_did_not_know_and_keeps_it_when_pressed(night
         (name, "finished", False) for name in ("prepare", "validate", "train", "merge", "convert", "parity",
                                                "calibrate", "press", "release", "evaluate")]
     facts = {one["name"]: one["outputs"]["facts"] for one in found["stages"]}
-    assert facts["train"]["validation_loss"] < 0.5 * facts["train"]["validation_loss_before"]
+    # who has only learned what answers look like comes to 0.4 nats: eight places and five days, nine tokens
+    assert facts["train"]["validation_loss"] < 0.25 < 4 < facts["train"]["validation_loss_before"]
     f1 = {name: one["f1"]["value"] for name, one in facts["evaluate"]["models"].items()}
-    assert f1["fine-tuned"] > f1["base"] + 0.2
-    assert f1["Q8_0, released"] > f1["base"] + 0.2
+    assert f1["fine-tuned"] > 0.8 > 0.2 > f1["base"]
+    assert f1["Q8_0, released"] > 0.8
     assert Path(found["release"]).is_file()
 
     again = json.loads(nightpress("finetune", str(file), "--json").stdout)

@@ -152,8 +152,10 @@ def test_a_dataset_of_the_hub_is_read_at_the_commit_that_was_looked_up(
             "except NightpressError as problem: print(json.dumps([problem.exit_code, str(problem)]))")
 
     def ask(address: str, *arguments: str) -> Any:
+        patient = {"HF_HUB_ETAG_TIMEOUT": "60", "HF_HUB_DOWNLOAD_TIMEOUT": "60"}  # the machine may be busy
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False,
-                              timeout=120, env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf")})
+                              timeout=120, env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"),
+                                                **patient})
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
