@@ -38,9 +38,9 @@ class NoSuchModel(NightpressError):
 
 def place_of(path: Path, settings: Settings) -> Path:
     """Return an absolute path: the file or folder of that name, else the folder of a pulled model of that id."""
-    there = path.expanduser().absolute()
-    pulled = models_folder(settings.state_dir, str(path).removeprefix(HUB))
-    return pulled if not there.exists() and not path.is_absolute() and pulled.is_dir() else there
+    there, hub_id = path.expanduser().absolute(), str(path).removeprefix(HUB)
+    pulled = models_folder(settings.state_dir, hub_id)
+    return pulled if not there.exists() and HUB_ID.fullmatch(hub_id) and pulled.is_dir() else there
 
 
 def locate(model: Path, settings: Settings, show: Show | None = None) -> Path:

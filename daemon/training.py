@@ -15,6 +15,7 @@ from daemon.errors import Interrupted, WorkerRefused
 from daemon.grip import Grip
 from daemon.pulling import HUB_ID, models_folder
 from daemon.settings import Settings
+from daemon.sources import place_of
 from daemon.supervisor import run_job
 from loops.events import Note
 from loops.finetune.checkpoints import FOLDER
@@ -81,24 +82,18 @@ def find_model(name: str, settings: Settings) -> Path:
     Raises:
         NoModelFolder: there is none.
     """
-    path = Path(name).expanduser().absolute()
-    if path.exists():
-        return path
-    pulled = models_folder(settings.state_dir, name)
-    if name == STARTER:
-        if not (pulled / CONFIG).is_file():
-            from importlib import import_module  # of the extra's own module
+    place = place_of(Path(name), settings)
+    if name == STARTER and not place.exists():
+        from loops.starter.folder import write_folder
 
-            partial = pulled.with_name(f".{STARTER}.part")
-            with explained(pulled):
-                make_folder(pulled.parent, 0o700)
-                shutil.rmtree(partial, ignore_errors=True)
-                made = Path(import_module("loops.starter.folder").write_folder(partial))
-                shutil.rmtree(pulled, ignore_errors=True)
-                made.rename(pulled)
-        return pulled
-    if pulled.is_dir() and HUB_ID.fullmatch(name):
-        return pulled
+        place = models_folder(settings.state_dir, STARTER)
+        partial = place.with_name(f".{STARTER}.part")
+        with explained(place):
+            make_folder(place.parent, 0o700)
+            shutil.rmtree(partial, ignore_errors=True)
+            write_folder(partial).rename(place)
+    if place.exists():
+        return place
     raise NoModelFolder(f"There is no folder {name}" + (
         f", and no model of that id was pulled; `nightpress pull {name}` does it." if HUB_ID.fullmatch(name) and "/" in
         name else "; check the spelling."))
