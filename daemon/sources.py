@@ -23,10 +23,12 @@ from daemon.settings import Settings
 from loops.finetune.extra import CONVERTING, require
 from loops.finetune.lora import check_full_precision
 from loops.finetune.model_folder import CONFIG, NoModelFolder, PickledWeights, is_adapter, read_folder
+from loops.starter import STARTER_GGUF
 from state.faults import NightpressError
 from state.files import explained, make_folder, write_atomic
 
 FORGOTTEN_S = 7 * 86_400
+STARTER = "starter"  #: the model that ships: its GGUF, or where a folder is wanted, its folder
 HUB = "hf:"  #: before an id of a hub: pull it first if it is not here
 
 
@@ -46,12 +48,17 @@ def place_of(path: Path, settings: Settings) -> Path:
 def locate(model: Path, settings: Settings, show: Show | None = None) -> Path:
     """Return where a model lies, pulled first if it is named `hf:OWNER/NAME` and not here; a folder is checked.
 
+    The word `starter` is the GGUF that ships, unless a file or folder of that name lies here.
+
     Raises:
         NoSuchModel: it looks like an id, and was not pulled.
         ServerRefused, DownloadInterrupted, DownloadDamaged, DiskFull: it cannot be pulled.
         NoModelFolder, PickledWeights, BaseQuantized, TrainExtraMissing: the folder cannot be converted.
     """
-    text, place = str(model), place_of(model, settings)
+    text = str(model)
+    if text == STARTER and not model.exists():
+        return STARTER_GGUF.absolute()
+    place = place_of(model, settings)
     hub_id = text.removeprefix(HUB)
     if text.startswith(HUB):
         place = models_folder(settings.state_dir, hub_id)

@@ -15,7 +15,7 @@ from daemon.errors import Interrupted, WorkerRefused
 from daemon.grip import Grip
 from daemon.pulling import HUB_ID, models_folder
 from daemon.settings import Settings
-from daemon.sources import place_of
+from daemon.sources import STARTER, place_of
 from daemon.supervisor import run_job
 from loops.events import Note
 from loops.finetune.checkpoints import FOLDER
@@ -34,7 +34,6 @@ from state.lock import Lock
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "accelerate")
 PLAN = "plan.json"  #: in the folder of the checkpoints: what they belong to
 POLITE_S = 15.0  #: for a checkpoint, when the work is to end
-STARTER = "starter"
 _KILLED = 71
 
 

@@ -45,7 +45,7 @@ def merge(
     from daemon.merging import MergeSpec, as_json, shares
     from daemon.merging import merge as make
     from daemon.settings import Settings
-    from daemon.sources import place_of
+    from daemon.training import find_model
     from daemon.workers import grip_of_signals
 
     settings = Settings.load(state_dir=state_dir)
@@ -59,8 +59,8 @@ def merge(
     if given is None and len(adapters) > 1:
         errors.print(f"Each of the {len(adapters)} adapters counts {counted[0]:.3g}; --weights says otherwise.",
                      markup=False)
-    spec = MergeSpec(place_of(base, settings), tuple(zip((path.expanduser().absolute() for path in adapters), counted,
-                                                         strict=True)),
+    folders = [path.expanduser().absolute() for path in adapters]
+    spec = MergeSpec(find_model(str(base), settings), tuple(zip(folders, counted, strict=True)),
                      output.expanduser().absolute(), allow_pickle, any_base, not no_parity, force)
     with Stages(errors) as stages, grip_of_signals() as grip:
         done = make(spec, settings, grip, stages.show)

@@ -14,7 +14,7 @@ StateDir = Annotated[Path | None, typer.Option(
 DeployDir = Annotated[Path | None, typer.Option(
     "--deploy-dir", help="Folder of the releases. Default: `deploy` in the state folder.", show_default=False)]
 MODEL = ("The unquantized GGUF, or the first of its shards; or a Hugging Face folder, the id of one that was pulled, "
-         "or hf:OWNER/NAME to pull it first.")
+         "or hf:OWNER/NAME to pull it first; or the word starter.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Domain = Annotated[list[str] | None, typer.Option(
     metavar="NAME", show_default=False,

@@ -15,6 +15,7 @@ from daemon.sources import NoSuchModel, clean, converted_folder, locate
 from loops.finetune.lora import BaseQuantized
 from loops.finetune.model_folder import NoModelFolder, PickledWeights
 from loops.pass1.plan import PressPlan
+from loops.starter import STARTER_GGUF
 from state.manifest import slug
 
 
@@ -101,3 +102,10 @@ def test_a_deployed_model_is_measured_again_from_the_folder_that_it_came_from(tm
     job, = reevaluations({"tiny": plan.as_json()})
     assert job.spec["plan"]["model"] == str(folder)
     assert replace(plan, source={}).identity() == plan.identity()
+
+
+def test_the_starter_is_found_by_its_word_unless_something_here_is_called_so(tmp_path: Path) -> None:
+    settings = Settings.load()
+    assert locate(Path("starter"), settings) == STARTER_GGUF.absolute()
+    (tmp_path / "starter").write_bytes(b"mine")
+    assert locate(Path("starter"), settings) == tmp_path / "starter"
