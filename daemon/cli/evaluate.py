@@ -45,7 +45,7 @@ def evaluate(
         show_default=False)] = None,
     judge: Annotated[str | None, typer.Option(
         metavar="PROVIDER[:MODEL]", show_default=False,
-        help="Let anthropic or openai grade the replies by --rubric. Needs nightpress\\[generate] and a key in the "
+        help="Let anthropic or openai grade the replies by --rubric. Needs nightpress[generate] and a key in the "
              "environment.")] = None,
     rubric: Annotated[Path | None, typer.Option(
         metavar="FILE", help="How the judge is to grade, as text.", show_default=False)] = None,

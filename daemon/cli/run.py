@@ -76,7 +76,7 @@ def run(
     judge: Annotated[str | None, typer.Option(
         metavar="PROVIDER[:MODEL]", show_default=False,
         help="Let anthropic or openai grade the replies of the original and of levels that passed. Needs "
-             "nightpress\\[generate] and a key in the environment.")] = None,
+             "nightpress[generate] and a key in the environment.")] = None,
     scenarios: Annotated[Path | None, typer.Option(
         help="Your own scenarios, JSONL. Default: the 186 that ship.", show_default=False)] = None,
     text: Annotated[Path | None, typer.Option(
