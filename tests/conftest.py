@@ -77,10 +77,10 @@ def isolate(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     The runtime folder has a short name of its own, because the path of a Unix socket
     must fit in about 100 bytes. No setting and no secret of the caller's environment
-    reaches a test or its child processes.
+    reaches a test or its child processes; nor does what a job that ran in this process set for its libraries.
     """
     for name in list(os.environ):
-        if name.startswith("NIGHTPRESS_") or name.endswith(SECRETS) or name in SERVICE_MANAGER:
+        if name.startswith(("NIGHTPRESS_", "HF_", "TRANSFORMERS_")) or name.endswith(SECRETS) or name in SERVICE_MANAGER:
             monkeypatch.delenv(name)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     for name, folder in {

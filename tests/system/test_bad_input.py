@@ -15,7 +15,7 @@ from state.ledger import Ledger
 #: what is given as the model -> exit status, and words of the sentence
 MODELS = {
     "missing.gguf": (20, "There is no file"),
-    "folder": (21, "is a folder, not a file"),
+    "folder": (94, "has no config.json"),
     "text.gguf": (22, "not a GGUF"),
     "packed.gguf": (22, "gzip"),
     "empty.gguf": (22, "empty"),
