@@ -31,6 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SERVICE_MANAGER = ("STATE_DIRECTORY", "CONFIGURATION_DIRECTORY", "RUNTIME_DIRECTORY", "CACHE_DIRECTORY",
                    "LOGS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 #: endings of the names under which secrets lie in an environment
+OURS = ("NIGHTPRESS_", "HF_", "TRANSFORMERS_")
 SECRETS = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
 T = TypeVar("T")
@@ -80,7 +81,7 @@ def isolate(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     reaches a test or its child processes; nor does what a job that ran in this process set for its libraries.
     """
     for name in list(os.environ):
-        if name.startswith(("NIGHTPRESS_", "HF_", "TRANSFORMERS_")) or name.endswith(SECRETS) or name in SERVICE_MANAGER:
+        if name.startswith(OURS) or name.endswith(SECRETS) or name in SERVICE_MANAGER:
             monkeypatch.delenv(name)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     for name, folder in {
