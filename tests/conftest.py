@@ -30,8 +30,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 #: what a service manager hands to the daemon; unset, so that the folders below decide
 SERVICE_MANAGER = ("STATE_DIRECTORY", "CONFIGURATION_DIRECTORY", "RUNTIME_DIRECTORY", "CACHE_DIRECTORY",
                    "LOGS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-#: endings of the names under which secrets lie in an environment
+#: beginnings of the names by which we and the libraries of jobs are set
 OURS = ("NIGHTPRESS_", "HF_", "TRANSFORMERS_")
+#: endings of the names under which secrets lie in an environment
 SECRETS = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
 T = TypeVar("T")
