@@ -22,7 +22,7 @@ folder = "work"
 files = ["rota.jsonl"]
 licence = "CC0-1.0"
 [train]
-epochs = 6
+epochs = 10
 batch = 8
 accumulation = 1
 learning_rate = 3e-3
