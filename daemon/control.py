@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from daemon import answers
 from daemon.desk import Desk
@@ -94,30 +96,37 @@ class Streams:
     """The open streams of server-sent events, at most `MOST_STREAMS`."""
 
     def __init__(self) -> None:
-        self._open = 0
+        self.open = 0
 
     def answer(self, subscribe: Callable[[], Subscription], wanted: Callable[[Message], bool]) -> Response:
         """Return a stream of the wanted messages, or a refusal when there are too many streams."""
-        if self._open >= MOST_STREAMS:
-            return _fault(503, "TooManyStreams", f"There are {self._open} streams open; close one.")
-        return StreamingResponse(self._stream(subscribe, wanted), media_type="text/event-stream",
-                                 headers={"Cache-Control": "no-store"})
+        if self.open >= MOST_STREAMS:
+            return _fault(503, "TooManyStreams", f"There are {self.open} streams open; close one.")
+        return _Stream(self, subscribe, wanted)
 
-    async def _stream(self, subscribe: Callable[[], Subscription],
-                      wanted: Callable[[Message], bool]) -> AsyncIterator[bytes]:
-        self._open += 1
+
+class _Stream(StreamingResponse):
+    """One of them. It ends with its answer: a generator of its own would end when its memory is collected."""
+
+    def __init__(self, streams: Streams, subscribe: Callable[[], Subscription],
+                 wanted: Callable[[Message], bool]) -> None:
+        self._streams, self._subscribe, self._wanted = streams, subscribe, wanted
+        super().__init__((), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._streams.open += 1
         try:
-            with subscribe() as subscription:
-                yield b": listening\n\n"
-                async for part in _parts(subscription, wanted):
-                    yield part
+            with self._subscribe() as subscription:
+                async with contextlib.aclosing(_parts(subscription, self._wanted)) as self.body_iterator:
+                    await super().__call__(scope, receive, send)
         finally:
-            self._open -= 1
+            self._streams.open -= 1
 
 
-async def _parts(subscription: Subscription, wanted: Callable[[Message], bool]) -> AsyncIterator[bytes]:
+async def _parts(subscription: Subscription, wanted: Callable[[Message], bool]) -> AsyncGenerator[bytes]:
     upcoming: asyncio.Task[Message] | None = None
     try:
+        yield b": listening\n\n"
         while True:
             upcoming = upcoming or asyncio.ensure_future(anext(subscription))
             done, _ = await asyncio.wait({upcoming}, timeout=KEEP_ALIVE_S)

@@ -13,13 +13,12 @@ from typing import Any
 
 from daemon.converter_source import find_converter
 from daemon.download import Show
-from daemon.engine import probe
+from daemon.engine import engine_options
 from daemon.errors import WorkerRefused
 from daemon.grip import Grip
 from daemon.settings import Settings
 from daemon.supervisor import run_job
 from loops.engine.gguf_format import read_header
-from loops.engine.options import EngineOptions
 from loops.events import Note
 from loops.finetune.converter import Converter, check_architecture
 from loops.finetune.extra import CONVERTING, require
@@ -252,8 +251,7 @@ def _convert_folder(spec: ConvertSpec, models: Mapping[str, ModelFolder], script
                                     "what": "converting", **base}, made.is_file).get("notes", [])
     if not spec.parity:
         return made, [], [*notes, "Not compared with the original, as asked."]
-    engine = asdict(EngineOptions(threads=steps.settings.threads,
-                                  extra_buffers=probe(steps.settings.state_dir, steps.grip).extra_buffers))
+    engine = asdict(engine_options(steps.settings, steps.grip, gpu=False))  # as the form it is compared with
     stages: list[dict[str, Any]] = []
     if "base" in models:
         together = read_form(steps, "base and adapter", staged["base"], [(staged["adapter"], 1.0)])
@@ -289,8 +287,7 @@ def _convert_legacy(spec: ConvertSpec, scripts: Converter, steps: Steps) -> tupl
     steps.run("converted", {"job": "convert", "converter": str(scripts.folder), "version": scripts.version,
                             "staged": str(spec.source), "target": str(made), "outtype": "", "what": "converting",
                             "legacy": ["--name", spec.source.stem, *options]}, made.is_file)
-    engine = asdict(EngineOptions(threads=steps.settings.threads,
-                                  extra_buffers=probe(steps.settings.state_dir, steps.grip).extra_buffers))
+    engine = asdict(engine_options(steps.settings, steps.grip, gpu=False))  # as the form it is compared with
     steps.run_always({"job": "verify", "gguf": str(made), "options": engine})
     return made, [], ["A file before GGUF has nothing to compare with; it loads and computes finite numbers."]
 

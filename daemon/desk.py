@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon import answers
-from daemon.engine import probe
+from daemon.engine import engine_options
 from daemon.errors import OrderRefused, ServiceRefused
 from daemon.foreman import utc
 from daemon.intake import Order, name_of, plan_for
@@ -25,7 +25,6 @@ from daemon.settings import ModelEntry
 from daemon.sources import check_folder
 from daemon.summary import summarise
 from daemon.watchdog import Reading, State
-from loops.engine.options import EngineOptions
 from state import releases
 from state.backup import write_backup
 from state.ledger import JobSpec
@@ -189,8 +188,7 @@ class Desk:
             raise NotPromotable(f"Run {number} chose no level. Name one that passed.")
         check_promotable(ledger, number, level)  # before the engine is asked anything
         before = max((row["id"] for row in ledger.releases()), default=0)
-        made = promote(ledger, settings, number, level,
-                       EngineOptions(threads=settings.threads, extra_buffers=probe(settings.state_dir).extra_buffers))
+        made = promote(ledger, settings, number, level, engine_options(settings, gpu=False))
         fresh = [row for row in ledger.releases(made.model) if row["id"] > before]
         for row in fresh:
             self._ask(lambda row=row: service.foreman.tell_release(row, "Promoted on request."))  # type: ignore[misc]

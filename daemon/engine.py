@@ -13,7 +13,9 @@ from pathlib import Path
 
 from daemon.errors import WorkerRefused
 from daemon.grip import Grip
+from daemon.settings import Settings
 from daemon.supervisor import run_job
+from loops.engine.options import EngineOptions
 from state.clock import utc_now
 from state.files import explained, write_atomic
 
@@ -67,6 +69,18 @@ def remembered(state_dir: Path) -> Probed | None:
     except (OSError, ValueError, TypeError):
         return None
     return found if found.key == engine_key() else None
+
+
+def engine_options(settings: Settings, grip: Grip | None = None, *, gpu: bool = True) -> EngineOptions:
+    """Return how the engine runs here: as the settings say, with extra buffers where the probe found that they work.
+
+    Args:
+        settings: threads and layers to offload.
+        grip: by which the probe is stopped or ended, where it is not known yet.
+        gpu: offload layers at all.
+    """
+    return EngineOptions(threads=settings.threads, gpu_layers=settings.gpu_layers if gpu else 0,
+                         extra_buffers=probe(settings.state_dir, grip).extra_buffers)
 
 
 def probe(state_dir: Path, grip: Grip | None = None) -> Probed:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.download import Show
-from daemon.engine import probe
+from daemon.engine import engine_options
 from daemon.grip import Grip
 from daemon.settings import Settings
 from daemon.subjects import Chosen, choose
 from daemon.supervisor import run_job
 from loops.answers.rows import SPLITS, Example, read_rows
-from loops.engine.options import EngineOptions
 from loops.events import Note
 from state.faults import NightpressError
 from state.files import explained, make_folder, sha256_file, write_atomic
@@ -179,9 +178,7 @@ class _Work:
     rows: Sequence[Example]
 
     def _options(self) -> dict[str, Any]:
-        found = probe(self.settings.state_dir, self.grip)
-        return asdict(EngineOptions(threads=self.settings.threads, gpu_layers=self.settings.gpu_layers,
-                                    extra_buffers=found.extra_buffers))
+        return asdict(engine_options(self.settings, self.grip))
 
     def _run(self, job: Mapping[str, Any]) -> dict[str, Any]:
         return dict(run_job(job, self.settings.state_dir, self.grip, self.show).result)

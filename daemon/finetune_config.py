@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from loops.starter import STARTER
 from state.faults import NightpressError
 from state.manifest import check_name, slug
 
-STARTER = "starter"  #: names the model that ships
 #: fields of TrainSpec and MergeSpec that the pipeline fills in itself
 _FILLED = {"train": {"model", "dataset", "output"}, "merge": {"base", "adapters", "output"}}
 
@@ -41,7 +41,7 @@ class DatasetTable(Table):
     config: str | None = Field(None, description="its configuration")
     split: str | None = Field(None, description="its split")
     revision: str | None = Field(None, description="its branch, tag or commit")
-    sample: bool = Field(False, description="synthetic rows, for healthcare, legal and finance")
+    sample: bool = Field(False, description="synthetic rows of the domain")
     domain: str | None = Field(None, description="that the rows are of; the name of the model unless set")
     num_samples: int | None = Field(None, ge=1, description="rows to draw before cleaning")
     format: str | None = Field(None, description="alpaca, qa, chat or text; recognised unless set")

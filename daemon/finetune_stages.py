@@ -11,11 +11,10 @@ from typing import Any
 
 from calibration_data.text import Header, Sample, write
 from daemon.converting import ConvertSpec, convert
-from daemon.engine import probe
+from daemon.engine import engine_options
 from daemon.errors import NothingPassed
 from daemon.finetune_config import FinetuneRefused, options_of
 from daemon.finetuning import Bench, Made, Stage
-from loops.engine.options import EngineOptions
 from loops.events import Note
 from loops.finetune import prepare as making
 from loops.finetune.cleaning import DEFAULT_STEPS, Cleaning, check_steps
@@ -217,15 +216,9 @@ def _collect(bench: Bench, text: Path, output: Path) -> Path:
         model=str(bench.file("convert", "gguf")), scratch=str(bench.settings.scratch),
         matrices=str(state / "imatrices"), journals=str(state / "journals"), output=str(output),
         stem=bench.spec.name, calibration=(str(text),),
-        chunks=bench.spec.calibrate.chunks, replace=True, options=_options(bench))
+        chunks=bench.spec.calibrate.chunks, replace=True, options=engine_options(bench.settings, bench.grip))
     run_job({"job": "imatrix", "plan": plan.as_json()}, bench.settings.state_dir, bench.grip, bench.show)
     return output
-
-
-def _options(bench: Bench) -> EngineOptions:
-    settings = bench.settings
-    return EngineOptions(threads=settings.threads, gpu_layers=settings.gpu_layers,
-                         extra_buffers=probe(settings.state_dir, bench.grip).extra_buffers)
 
 
 def _gates(bench: Bench) -> tuple[str, ...]:
@@ -282,18 +275,12 @@ def _release(bench: Bench, work: Path) -> Made:
     if chosen is None or run_id is None:
         raise NothingPassed(f"No level passed, so nothing was released. `nightpress results {run_id}` shows the "
                             "reasons.")
-    made = promote(bench.ledger, bench.settings, run_id, chosen, _options(bench), bench.grip)
+    made = promote(bench.ledger, bench.settings, run_id, chosen, engine_options(bench.settings, bench.grip), bench.grip)
     return Made({"model": made.model_path}, {"number": made.number, "level": chosen, "bytes": made.manifest.bytes},
                 run_id)
 
 
 # evaluate
-
-def _evaluates(bench: Bench) -> bool:
-    from importlib.util import find_spec
-
-    return bench.spec.evaluate.enabled and find_spec("daemon.evaluating") is not None
-
 
 def _to_evaluate(bench: Bench) -> dict[str, Path]:
     """Return the models to ask, by what they are."""
@@ -351,5 +338,6 @@ STAGES = (
         "levels": {row["level"]: row["sha256"] for row in bench.made["press"].facts["levels"]}}, _release,
         lambda bench: bench.spec.press.release),
     Stage("evaluate", lambda bench: {"dataset": bench.file("prepare", "dataset"), **_to_evaluate(bench)},
-          lambda bench: bench.spec.evaluate.model_dump(mode="json"), _evaluate, _evaluates),
+          lambda bench: bench.spec.evaluate.model_dump(mode="json"), _evaluate,
+          lambda bench: bench.spec.evaluate.enabled),
 )

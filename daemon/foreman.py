@@ -172,6 +172,7 @@ class Foreman:
         work = self.runner.work
         row = self.ledger.job(outcome.job_id)
         after = self._next(outcome, row, work.fate if work is not None else None)
+        self.note_releases()  # before the job is over: who sees its end sees its release
         not_before = utc(moment.wall + timedelta(seconds=after.delay_s)) if after.delay_s else None
         self.ledger.end_job(outcome.job_id, after.state, after.reason, run_id=outcome.run_id, not_before=not_before,
                             attempts=after.attempts)

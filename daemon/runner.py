@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from daemon.course import Course, Place, StagedCourse
-from daemon.engine import probe
+from daemon.engine import engine_options
 from daemon.errors import Interrupted
 from daemon.grip import Grip
 from daemon.intake import Order
@@ -16,7 +16,6 @@ from daemon.pressing import press
 from daemon.settings import Settings
 from daemon.supervisor import run_job
 from loops import events
-from loops.engine.options import EngineOptions
 from state import releases
 from state.faults import NightpressError
 from state.files import sha256_file
@@ -192,8 +191,7 @@ def verify_deployed(settings: Settings, model: str, grip: Grip) -> None:
     if sha256_file(release.model_path) != release.manifest.sha256:
         raise DeployedDamaged(f"{release.model_path} is not the file that was released; `nightpress rollback {model}` "
                               "goes back to the release before.")
-    options = EngineOptions(threads=settings.threads, gpu_layers=settings.gpu_layers,
-                            extra_buffers=probe(settings.state_dir, grip).extra_buffers)
+    options = engine_options(settings, grip)
     job = {"job": "smoke", "model": str(release.model_path), "sha256": release.manifest.sha256}
     run_job({**job, "options": asdict(options)}, settings.state_dir, grip)
 

@@ -23,12 +23,11 @@ from daemon.settings import Settings
 from loops.finetune.extra import CONVERTING, require
 from loops.finetune.lora import check_full_precision
 from loops.finetune.model_folder import CONFIG, NoModelFolder, PickledWeights, is_adapter, read_folder
-from loops.starter import STARTER_GGUF
+from loops.starter import STARTER, STARTER_GGUF
 from state.faults import NightpressError
 from state.files import explained, make_folder, write_atomic
 
 FORGOTTEN_S = 7 * 86_400
-STARTER = "starter"  #: the model that ships: its GGUF, or where a folder is wanted, its folder
 HUB = "hf:"  #: before an id of a hub: pull it first if it is not here
 
 

@@ -12,7 +12,7 @@ from daemon.settings import Settings
 from loops.engine.gguf_check import check_model
 from loops.finetune.extra import require
 from loops.finetune.model_folder import NoModelFolder, PickledWeights, is_adapter, read_folder
-from loops.starter import STARTER_GGUF
+from loops.starter import STARTER, STARTER_GGUF
 from state import releases
 from state.faults import NightpressError
 
@@ -72,8 +72,8 @@ def _find(text: str, settings: Settings) -> tuple[Path, str]:
     path = Path(text).expanduser().absolute()
     if path.exists():
         return path, path.name if path.is_dir() else path.stem
-    if text == "starter":
-        return STARTER_GGUF, "starter"
+    if text == STARTER:
+        return STARTER_GGUF, STARTER
     pulled = models_folder(settings.state_dir, text)
     if not Path(text).is_absolute() and ".." not in Path(text).parts and pulled.is_dir():
         return pulled, text

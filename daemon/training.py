@@ -15,7 +15,7 @@ from daemon.errors import Interrupted, WorkerRefused
 from daemon.grip import Grip
 from daemon.pulling import HUB_ID, models_folder
 from daemon.settings import Settings
-from daemon.sources import STARTER, place_of
+from daemon.sources import place_of
 from daemon.supervisor import run_job
 from loops.events import Note
 from loops.finetune.checkpoints import FOLDER
@@ -28,6 +28,7 @@ from loops.finetune.plan import TEMPLATES, TrainingRefused
 from loops.finetune.plan import TrainSpec as TrainSpec
 from loops.finetune.prepare import check_files, read_manifest
 from loops.finetune.record import ADAPTER, RECORD
+from loops.starter import STARTER
 from state.files import explained, make_folder, sha256_file, write_atomic
 from state.lock import Lock
 

@@ -35,6 +35,12 @@ OURS = ("NIGHTPRESS_", "HF_", "TRANSFORMERS_")
 #: endings of the names under which secrets lie in an environment
 SECRETS = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
+#: Threads of what a test computes, 0 for all: where several processes run tests, each more would only keep others waiting
+THREADS = (max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+           if "PYTEST_XDIST_WORKER_COUNT" in os.environ else 0)
+if THREADS:
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of torch, here and in the processes of tests
+
 T = TypeVar("T")
 
 
@@ -85,6 +91,8 @@ def isolate(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if name.startswith(OURS) or name.endswith(SECRETS) or name in SERVICE_MANAGER:
             monkeypatch.delenv(name)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
+    if THREADS:
+        monkeypatch.setenv("NIGHTPRESS_THREADS", str(THREADS))
     for name, folder in {
         "HOME": "home", "XDG_STATE_HOME": "xdg-state", "XDG_CONFIG_HOME": "xdg-config",
         "XDG_CACHE_HOME": "xdg-cache", "XDG_DATA_HOME": "xdg-data",

@@ -252,11 +252,9 @@ def _write_samples(order: Order, called: str, journal: Journal, catalogue: Catal
 def _engine_options(settings: Settings, grip: Grip) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from daemon.engine import probe
-    from loops.engine.options import EngineOptions
+    from daemon.engine import engine_options
 
-    return asdict(EngineOptions(threads=settings.threads, gpu_layers=settings.gpu_layers,
-                                extra_buffers=probe(settings.state_dir, grip).extra_buffers))
+    return asdict(engine_options(settings, grip))
 
 
 def _tell_estimate(order: Order, called: str, journal: Journal, prices: tuple[float, float] | None) -> None:

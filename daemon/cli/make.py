@@ -181,16 +181,14 @@ def _print_tried(found: dict[str, Any]) -> None:
 def _plan(settings: Settings, model: Path, output: Path, domain: list[str] | None, calibration: list[Path] | None,
           **further: Any) -> SinglePlan:
     """Return the plan of a single file, its engine options completed by what the probe found."""
-    from daemon.engine import probe
+    from daemon.engine import engine_options
     from daemon.intake import name_of
     from daemon.settings import config_dir
     from loops.engine.gguf_check import check_model
-    from loops.engine.options import EngineOptions
     from loops.pass1.plan import SinglePlan
 
     check_model(model)  # before anything is started
-    options = EngineOptions(threads=settings.threads, gpu_layers=settings.gpu_layers,
-                            extra_buffers=probe(settings.state_dir).extra_buffers)
+    options = engine_options(settings)
     return SinglePlan(
         model=str(model), scratch=str(settings.scratch), matrices=str(settings.blobs.parent / "imatrices"),
         journals=str(settings.state_dir / "journals"), output=str(output), stem=name_of(model),

@@ -69,10 +69,9 @@ def promote(
 ) -> None:
     """Release a level that passed: its file is verified, loaded and asked before the pointer moves."""
     from daemon.client import Client
-    from daemon.engine import probe
+    from daemon.engine import engine_options
     from daemon.promotion import promote as release_level
     from daemon.settings import Settings
-    from loops.engine.options import EngineOptions
     from state.ledger import Ledger, LedgerMissing
     from state.manifest import NotPromotable
 
@@ -88,8 +87,7 @@ def promote(
         wanted = level or ledger.run(number)["chosen_level"]
         if wanted is None:
             raise NotPromotable(f"Run {number} chose no level. Name one that passed.")
-        options = EngineOptions(threads=settings.threads, extra_buffers=probe(settings.state_dir).extra_buffers)
-        made = release_level(ledger, settings, number, wanted, options)
+        made = release_level(ledger, settings, number, wanted, engine_options(settings, gpu=False))
     _tell(made, json, "is deployed")
 
 

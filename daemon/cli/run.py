@@ -129,7 +129,7 @@ def run(
     from loops.pass1.criteria import parse_gates
     from loops.pass1.ladder import PREFERENCES, STRATEGIES
     from loops.pass1.plan import PressPlan, parse_size, parse_weights
-    from loops.starter import STARTER_GGUF
+    from loops.starter import STARTER, STARTER_GGUF
     from state.manifest import check_name
 
     for value, allowed, option in ((strategy, STRATEGIES, "--strategy"), (prefer, PREFERENCES, "--prefer")):
@@ -138,7 +138,7 @@ def run(
     parse_gates(gate or (), max_degradation)
     settings = Settings.load(state_dir=state_dir, deploy_dir=deploy_dir, output_dir=output_dir, threads=threads)
     chosen = find(model, settings) if model else STARTER_GGUF.absolute()
-    named = check_name(name) if name else "starter" if str(model or "starter") == "starter" else name_of(chosen)
+    named = check_name(name) if name else STARTER if str(model or STARTER) == STARTER else name_of(chosen)
     wanted = (once,) if once else tuple(part.strip() for part in levels.split(",") if part.strip()) if levels else ()
     plan = PressPlan(
         model=str(chosen), name=named, levels=wanted, blobs=str(settings.blobs), scratch=str(settings.scratch),

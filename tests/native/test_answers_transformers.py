@@ -23,6 +23,7 @@ from loops.engine.score import Question
 from loops.events import Event
 from loops.finetune.model_folder import PickledWeights, read_folder
 from loops.starter import STARTER_GGUF
+from loops.starter.folder import write_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     any(find_spec(library) is None for library in ("torch", "transformers", "sentencepiece")),
@@ -34,8 +35,7 @@ REPLIES = ("I am so sorry. That must hurt.", "Congratulations, you earned it!", 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The starter as a folder."""
-    made = pytest.importorskip("loops.starter.folder").write_folder(tmp_path_factory.mktemp("folder") / "starter-hf")
-    return Path(made)
+    return write_folder(tmp_path_factory.mktemp("folder") / "starter-hf")
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,10 @@ from typing import Any
 
 import pytest
 
-from daemon.converter_source import find_converter
 from loops.engine.gguf_check import check_gguf, read_header
-from loops.finetune.converter import ConverterMissing
 
 needs_extra = pytest.mark.skipif(find_spec("torch") is None or find_spec("transformers") is None
                                  or find_spec("peft") is None, reason="needs nightpress[train]")
-
-
-@pytest.fixture(scope="session")
-def scripts(isolated_session: None, request: pytest.FixtureRequest) -> Path:
-    """llama.cpp's converter, fetched once and kept between runs of the tests."""
-    assert request.config.cache is not None
-    try:
-        return find_converter(None, request.config.cache.mkdir("converter"), pause=lambda _seconds: None).folder
-    except ConverterMissing as problem:
-        pytest.skip(str(problem))
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from daemon.converter_source import find_converter
-from loops.finetune.converter import ConverterMissing
 from loops.starter import rota
 
 EXTRA = ("torch", "transformers", "peft", "accelerate", "safetensors", "sentencepiece")
@@ -45,16 +43,6 @@ accept_inconclusive = true
 max_tokens = 24
 limit = 12
 """
-
-
-@pytest.fixture(scope="session")
-def scripts(isolated_session: None, request: pytest.FixtureRequest) -> Path:
-    """llama.cpp's converter, fetched once and kept between runs of the tests."""
-    assert request.config.cache is not None
-    try:
-        return find_converter(None, request.config.cache.mkdir("converter"), pause=lambda _seconds: None).folder
-    except ConverterMissing as problem:
-        pytest.skip(str(problem))
 
 
 def config(folder: Path, text: str = CONFIG) -> Path:

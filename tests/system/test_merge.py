@@ -11,23 +11,8 @@ from typing import Any
 
 import pytest
 
-from daemon.converter_source import find_converter
-from loops.finetune.converter import ConverterMissing
-
 needs_extra = pytest.mark.skipif(find_spec("torch") is None or find_spec("transformers") is None
                                  or find_spec("peft") is None, reason="needs nightpress[train]")
-
-
-@pytest.fixture(scope="session")
-def converter_home(isolated_session: None, request: pytest.FixtureRequest) -> Path:
-    """A state folder with llama.cpp's converter, fetched once and kept between runs of the tests."""
-    assert request.config.cache is not None
-    home = request.config.cache.mkdir("converter")
-    try:
-        find_converter(None, home, pause=lambda _seconds: None)
-    except ConverterMissing as problem:
-        pytest.skip(str(problem))
-    return Path(home)
 
 
 @pytest.fixture(scope="session")

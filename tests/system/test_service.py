@@ -45,12 +45,13 @@ def at(service: Running, poll: Any, state: str, deadline_s: float = 60) -> dict[
 
 def add(service: Running, **wanted: Any) -> int:
     """Queue the starter, quickly measured."""
+    from daemon.settings import Settings
     from loops.engine.options import EngineOptions
     from loops.pass1.plan import PressPlan
 
     plan = PressPlan(model=str(STARTER_GGUF), name=wanted.pop("name", "starter"), blobs="", scratch="",
                      levels=("Q8_0", "Q4_K_M"), text_windows=4, first_scenarios=4, max_scenarios=6,
-                     options=EngineOptions())
+                     options=EngineOptions(threads=Settings.load().threads))
     with service.client() as client:
         return int(client.ask("add", {"plan": plan.as_json(), **wanted})["job"])
 

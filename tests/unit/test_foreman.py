@@ -356,6 +356,19 @@ def test_a_release_is_told_to_hooks_and_listeners(begin: Callable[..., Stage], p
     assert (facts["model"], facts["level"], facts["run"]) == ("one", "Q4_K_M", 1)
 
 
+def test_who_sees_the_end_of_a_job_sees_its_release(stage: Stage, press: Press, poll: Any,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    press.releases, press.ends["one"] = True, "Q4_K_M"
+    stage.add("one")
+    stage.act(IDLE)
+    poll(stage.outcomes.qsize, 60, "the job's coming back")
+    seen, end = [], stage.ledger.end_job
+    monkeypatch.setattr(stage.ledger, "end_job", lambda *given, **more: (
+        seen.append(stage.foreman.last_release), end(*given, **more)))
+    stage.back()
+    assert [getattr(release, "model", None) for release in seen] == ["one"]
+
+
 def test_the_end_of_the_service_ends_the_work_and_begins_no_other(stage: Stage) -> None:
     number = stage.add("one")
     stage.add("two")

@@ -36,6 +36,12 @@ COUNTS = {"keep_releases", "keep_backups", "threads", "gpu_layers", "max_attempt
 UNITS = ("_s", "_bytes", "_percent", "_days", "_c", "_per_cpu")
 
 
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back the one setting that tests side by side are given."""
+    monkeypatch.delenv("NIGHTPRESS_THREADS", raising=False)
+
+
 @pytest.fixture
 def write() -> Write:
     """Write the settings file."""
