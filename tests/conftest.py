@@ -35,7 +35,7 @@ OURS = ("NIGHTPRESS_", "HF_", "TRANSFORMERS_")
 #: endings of the names under which secrets lie in an environment
 SECRETS = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
-#: Threads of what a test computes, 0 for all: where several processes run tests, each more would only keep others waiting
+#: Threads of what a test computes, 0 for all: beside other tests each more would only keep those waiting
 THREADS = (max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
            if "PYTEST_XDIST_WORKER_COUNT" in os.environ else 0)
 if THREADS:
