@@ -6,12 +6,25 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 from loops.evaluation.feelings import PLUTCHIK, family_of
 from loops.evaluation.names import METRICS
 from loops.evaluation.scenarios import Scenario
-from loops.pass1.gate import ERROR_RATE, Interval, Look, Verdict, combine, decide, degradation, normal_interval
+from loops.pass1.gate import (
+    ERROR_RATE,
+    LEAST_TAIL,
+    Interval,
+    Look,
+    Verdict,
+    combine,
+    decide,
+    degradation,
+    least_scenarios,
+    normal_interval,
+)
+from loops.pass1.spending import expanded
 from state.faults import NightpressError
 
 WORST_SLICE = "worst-slice"
@@ -115,20 +128,24 @@ class Ruling:
 
 
 def rule(gate: Gate, baseline: Sequence[float], candidate: Sequence[float], look: Look, seed: int) -> Ruling:
-    """Rule on paired scores, one per scenario or item; an original that scores nothing cannot lose."""
+    """Rule on paired scores, one per scenario or item; an original that scores nothing cannot lose.
+
+    A single score has no spread, so nothing is concluded from it.
+    """
     if not any(baseline):
         nothing = Interval(0.0, 0.0, 0.0, len(baseline), 1.0)
         return Ruling(gate.name, gate.limit, nothing, Verdict.PASS if look.may_pass else Verdict.INCONCLUSIVE)
     loss = degradation(baseline, candidate, look, seed=seed)
-    return Ruling(gate.name, gate.limit, loss, decide(loss, gate.limit, may_pass=look.may_pass))
+    verdict = decide(loss, gate.limit, may_pass=look.may_pass) if len(baseline) > 1 else Verdict.INCONCLUSIVE
+    return Ruling(gate.name, gate.limit, loss, verdict)
 
 
 def rule_on_answers(gate: Gate, baseline: Sequence[tuple[float, int]], candidate: Sequence[tuple[float, int]],
                     fail_tail: float = ERROR_RATE) -> Ruling:
     """Rule on the growth of the perplexity of the reference answers, paired by row.
 
-    exp of the difference of the losses per token, less 1; its standard error by the linearised ratio of the sums over
-    rows (Cochran 1977, chapter 6).
+    exp of the difference of the losses per token, less 1; its interval is that of Student's t on the linearised ratio
+    of the sums over rows (Cochran 1977, chapter 6).
 
     Args:
         gate: on `PERPLEXITY`.
@@ -141,10 +158,20 @@ def rule_on_answers(gate: Gate, baseline: Sequence[tuple[float, int]], candidate
     growth = sum(lost) / tokens
     n = len(lost)
     spread = sum((one - growth * count) ** 2 for one, (_, count) in zip(lost, baseline, strict=True))
-    error = math.sqrt(spread * n / (n - 1)) / tokens if n > 1 else math.inf
     value = math.expm1(min(growth, 700.0))
-    loss = normal_interval(value, min((1 + value) * error, 1e300), n, fail_tail)
+    error = min((1 + value) * math.sqrt(spread) / tokens if n > 1 else math.inf, 1e300)
+    down, up = (-NormalDist().inv_cdf(max(expanded(tail, n), LEAST_TAIL)) * error for tail in (fail_tail, ERROR_RATE))
+    loss = Interval(value, value - down, value + up, n, 1 - fail_tail - ERROR_RATE)
     return Ruling(gate.name, gate.limit, loss, decide(loss, gate.limit))
+
+
+def too_few_rows(gates: Sequence[Gate], rows: int) -> str:
+    """Say so, if a level could collapse on more replies than the gates on a dataset allow, and its rows not show it."""
+    limits = [found.limit for found in gates if found.name in TEXTS]
+    least = least_scenarios(min(limits)) if limits and min(limits) > 0 else 0
+    return "" if rows >= least else (
+        f"The dataset has {rows} rows to be held to: a loss on few replies that is larger than the limit of "
+        f"{100 * min(limits):.3g} % could go unseen in fewer than {least}.")
 
 
 def rule_on_slices(gate: Gate, scenarios: Sequence[Scenario], baseline: Sequence[float],

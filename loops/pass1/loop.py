@@ -28,6 +28,7 @@ from loops.events import (
 )
 from loops.pass1.bench import Bench, engine_parts
 from loops.pass1.calibrate import Calibration, Matrix
+from loops.pass1.criteria import too_few_rows
 from loops.pass1.examiner import Examiner, Findings
 from loops.pass1.forecast import check_disk, check_memory, check_time
 from loops.pass1.gate import Verdict
@@ -92,8 +93,8 @@ class Press:
         seconds = self._baseline()
         note = check_time(self.plan, self.prepared.model.file_bytes, seconds,
                           min(len(order), self.plan.max_iterations))
-        if note:
-            self.emit(Note(note))
+        for told in filter(None, (note, too_few_rows(self.examiner.gates, len(self.prepared.instruments.rows)))):
+            self.emit(Note(told))
         self._calibrate(order)
         ended: dict[str, str] = {}
         built = 0

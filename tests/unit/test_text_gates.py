@@ -17,9 +17,9 @@ from loops.engine.generate import Sampling
 from loops.evaluation.names import METRICS
 from loops.evaluation.scenarios import Scenario, read_scenarios
 from loops.pass1.bench import Bench, Subject
-from loops.pass1.criteria import PERPLEXITY, TEXTS, BadGate, Gate, parse_gates, rule_on_answers
+from loops.pass1.criteria import PERPLEXITY, TEXTS, BadGate, Gate, parse_gates, rule, rule_on_answers, too_few_rows
 from loops.pass1.examiner import Examiner, Findings, Instruments
-from loops.pass1.gate import Verdict
+from loops.pass1.gate import Look, Verdict
 from loops.pass1.plan import PressPlan
 from loops.pass1.report import level_rows
 from loops.pass1.wording import describe
@@ -101,16 +101,33 @@ def test_the_growth_of_a_perplexity_is_that_of_all_tokens_together() -> None:
     assert rule_on_answers(Gate(PERPLEXITY, 0.5), base[:1], level[:1]).verdict is Verdict.INCONCLUSIVE  # of one row
 
 
-def test_the_interval_of_a_growth_holds_the_truth_as_often_as_it_says() -> None:
+@pytest.mark.parametrize("rows", [8, 60])
+def test_the_interval_of_a_growth_holds_the_truth_as_often_as_it_says(rows: int) -> None:
     held = 0
     for seed in range(200):
         chance = random.Random(seed)
-        tokens = [chance.randint(5, 60) for _ in range(60)]
+        tokens = [chance.randint(5, 60) for _ in range(rows)]
         base = [(count * chance.uniform(1, 3), count) for count in tokens]
         level = [(nll + count * chance.gauss(0.05, 0.2), count) for nll, count in base]
         loss = rule_on_answers(Gate(PERPLEXITY, 0.1), base, level).loss
         held += loss.low <= math.expm1(0.05) <= loss.high
     assert 180 <= held <= 199  # 95 % of 200 is 190, its standard deviation 3.1
+
+
+def test_nothing_is_concluded_from_a_single_row() -> None:
+    for level in ([0.0], [1.0]):
+        assert rule(Gate("exact_match", 0.03), [1.0], level, Look(1), 0).verdict is Verdict.INCONCLUSIVE
+    assert rule(Gate("exact_match", 0.03), [1.0] * 2, [1.0] * 2, Look(2), 0).verdict is Verdict.PASS
+
+
+def test_rows_too_few_to_show_a_collapse_are_told() -> None:
+    gates = parse_gates(["rougeL:0.03", "f1:0.05"], 0.07)
+    least = math.ceil(math.log(0.025) / math.log(1 - 1.5 * 0.03))
+    assert too_few_rows(gates, least) == ""
+    told = too_few_rows(gates, least - 1)
+    assert f"has {least - 1} rows" in told
+    assert f"3 % could go unseen in fewer than {least}." in told
+    assert too_few_rows(parse_gates(["empathy:0.01"], 0.07), 0) == ""  # of replies to scenarios, not to rows
 
 
 def test_verdicts_in_words_say_what_a_perplexity_does() -> None:
