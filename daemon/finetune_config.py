@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -43,10 +44,11 @@ class DatasetTable(Table):
     revision: str | None = Field(None, description="its branch, tag or commit")
     sample: bool = Field(False, description="synthetic rows of the domain")
     domain: str | None = Field(None, description="that the rows are of; the name of the model unless set")
-    num_samples: int | None = Field(None, ge=1, description="rows to draw before cleaning")
+    num_samples: int | None = Field(None, ge=1, examples=[1000], description="rows to draw before cleaning")
     format: str | None = Field(None, description="alpaca, qa, chat or text; recognised unless set")
     map: dict[str, str] = Field(default_factory=dict, description="the column of a part")
-    steps: tuple[str, ...] | None = Field(None, description="cleaning steps in order; the usual ones unless set")
+    steps: tuple[str, ...] | None = Field(None, examples=[["whitespace", "empty_rows", "near_duplicates"]],
+                                           description="cleaning steps in order; the usual ones unless set")
     min_tokens: int = Field(3, ge=0, description="of a row, in words")
     max_tokens: int = Field(2048, ge=1, description="of a row, in words")
     near: float = Field(0.7, ge=0.05, le=1, description="similarity from which rows are near-duplicates")
@@ -80,7 +82,7 @@ class PressTable(Table):
     max_degradation: float = Field(0.07, ge=0, le=1, description="largest loss that passes, as a share")
     levels: tuple[str, ...] = Field((), description="levels, or a ladder: original (unless set), full, iq, knees")
     gates: tuple[str, ...] | None = Field(
-        None, description="such as f1:0.05, on the validation rows; f1 and answer_perplexity unless set")
+        None, examples=[["f1:0.05"]], description="on the validation rows; f1 and answer_perplexity unless set")
     strategy: Literal["walk", "bisect", "refine"] = Field("walk", description="through the levels")
     prefer: Literal["smallest", "score", "score-per-gb"] = Field("smallest", description="of the levels that pass")
     max_kld: float = Field(0.5, ge=0, description="mean KL divergence beyond which a level is rejected")
@@ -253,7 +255,8 @@ def template() -> str:
                 cls = _spec_class(name)
             except ImportError:
                 continue
-            lines += [f"# {one.name} = {_as_toml(one.default)}" for one in fields(cls)
+            told = _attributes(cls)
+            lines += [f"# {one.name} = {_as_toml(one.default)}  # {told[one.name]}" for one in fields(cls)
                       if one.name not in _FILLED[name] and one.default is not MISSING and one.default is not None]
             continue
         table: Any = field.annotation
@@ -262,15 +265,21 @@ def template() -> str:
             if key == "files":
                 lines.append(f'files = ["rows.jsonl"]  # {one.description}')
             else:
-                lines.append(f"# {key} = {_as_toml(one.get_default(call_default_factory=True))}  # {one.description}")
+                default = one.get_default(call_default_factory=True)
+                shown = next(iter(one.examples or [""])) if default is None else default
+                lines.append(f"# {key} = {_as_toml(shown)}  # {one.description}")
     return "\n".join(lines) + "\n"
+
+
+def _attributes(cls: type[Any]) -> dict[str, str]:
+    """Return what the docstring of a dataclass says of its attributes; several may share a line."""
+    lines = re.findall(r"^ {8}([\w, ]+): (.+)$", cls.__doc__ or "", re.MULTILINE)
+    return {name.strip(): told.rstrip(".") for names, told in lines for name in names.split(",")}
 
 
 def _as_toml(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(_as_toml, value)) + "]"
-    if value is None:
-        return '""'
     if isinstance(value, dict):
         return "{}"
     return json.dumps(str(value) if isinstance(value, Path) else value)

@@ -92,8 +92,8 @@ class TrainSpec:
         max_length: of a row, or with packing of a window, in tokens.
         packing: put several rows into one window, without attention between them.
         patience: evaluations without improvement after which to stop; 0 for no end before the last step.
-        save_every, eval_every, log_every: steps.
-        keep: checkpoints.
+        save_every, eval_every, log_every: optimizer steps from one to the next.
+        keep: so many checkpoints, the newest.
         seed: of the adapter's first weights, of dropout, and of the order of rows.
         template: '' for the model's own, a name of `TEMPLATES`, or a file.
         device: auto, cuda, mps or cpu.
