@@ -77,8 +77,8 @@ def prepare(
     """Make train.json, validation.json and test.json of data, cleaned, and a manifest of how.
 
     Near-duplicates, rows about the same context and rows with the same long answer are never parted between splits.
-    The cleaning steps are html_entities, special_tokens, control_characters, urls, emails, whitespace, empty_rows,
-    length, duplicates, near_duplicates and statistics, and on request personal_data and balance.
+    The cleaning steps are turn_order, html_entities, special_tokens, control_characters, urls, emails, whitespace,
+    empty_rows, length, duplicates, near_duplicates and statistics, and on request personal_data and balance.
     """
     from calibration_data.text import NAME
     from daemon.preparing import Wanted, load_rows

@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from calibration_data.text import TEXT
+from calibration_data.text import TEXT, Turn
 from loops.finetune import near, personal
 from loops.finetune.faults import DatasetRefused
 from loops.finetune.records import Row
 from loops.finetune.tokens import Tokenizer
 
-DEFAULT_STEPS = ("html_entities", "special_tokens", "control_characters", "urls", "emails", "whitespace", "empty_rows",
-                 "length", "duplicates", "near_duplicates", "statistics")
+DEFAULT_STEPS = ("turn_order", "html_entities", "special_tokens", "control_characters", "urls", "emails", "whitespace",
+                 "empty_rows", "length", "duplicates", "near_duplicates", "statistics")
 MIN_TOKENS, MAX_TOKENS = 3, 2048
 
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
@@ -122,6 +122,25 @@ def _each_text(change: Callable[[str], str]) -> Step:
 def _with_texts(row: Row, change: Callable[[str], str]) -> Row:
     return replace(row, turns=tuple(replace(turn, text=change(turn.text)) for turn in row.turns),
                    context=change(row.context))
+
+
+def _turn_order(rows: list[Row], _how: Cleaning) -> tuple[list[Row], str]:
+    """Let each conversation begin with a question and end with an answer; what has neither goes."""
+    ordered = [replace(row, turns=_from_question_to_answer(row.turns)) for row in rows]
+    return [row for row in ordered if row.in_order], ""
+
+
+def _from_question_to_answer(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    roles = [turn.role for turn in turns]
+    if not {"user", "assistant"} <= set(roles):
+        return turns
+    joined: list[Turn] = []
+    for turn in turns[roles.index("user"):len(roles) - roles[::-1].index("assistant")]:
+        if joined and joined[-1].role == turn.role != "tool":
+            joined[-1] = replace(turn, text="\n\n".join(filter(None, (joined[-1].text, turn.text))))
+        else:
+            joined.append(turn)
+    return (*turns[:roles[0] == "system"], *joined)
 
 
 def _unescape(text: str) -> str:
@@ -229,6 +248,7 @@ def describe(rows: Sequence[Row], tokenizer: Tokenizer) -> Statistics:
 
 #: by name, in the order of the usual list; those that it leaves out are last
 STEPS: dict[str, Step] = {
+    "turn_order": _turn_order,
     "html_entities": _each_text(_unescape),
     "special_tokens": _special_tokens,
     "control_characters": _each_text(lambda text: _CONTROL.sub("", text)),

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from calibration_data.text import TEXT, Turn
@@ -76,6 +77,16 @@ class Row:
     def text(self) -> str:
         """All turns and the context."""
         return "\n".join(turn.text for turn in self.spoken)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether it is a passage, or turns of user and assistant by turns, ending with the assistant's."""
+        roles = [turn.role for turn in self.turns]
+        if roles == [TEXT]:
+            return True
+        roles = roles[roles[:1] == ["system"]:]
+        return (bool(roles) and roles[0] == "user" and roles[-1] == "assistant" and "system" not in roles
+                and TEXT not in roles and all(one != other or one == "tool" for one, other in pairwise(roles)))
 
     @property
     def spoken(self) -> tuple[Turn, ...]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 from calibration_data.checks import guess_language
-from calibration_data.text import TEXT
 from loops.finetune import near, personal
 from loops.finetune.cleaning import Cleaning, Statistics, describe, special_pattern
 from loops.finetune.records import Row
@@ -122,19 +120,10 @@ def _nulls(rows: Sequence[Row]) -> Iterator[Finding]:
 
 def _instruction_format(rows: Sequence[Row]) -> Iterator[Finding]:
     yield from _finding("instruction_format", ERROR, "are not turns of user and assistant in order, ending with the "
-                        "assistant's", (row for row in rows if row.turns and not _in_order(row)))
+                        "assistant's", (row for row in rows if row.turns and not row.in_order))
     yield from _finding("instruction_format", WARNING, "answer with the question itself", (
         row for row in rows if len(row.turns) > 1 and row.answer.strip()
         and row.answer.split() == row.turns[-2].text.split()))
-
-
-def _in_order(row: Row) -> bool:
-    roles = [turn.role for turn in row.turns]
-    if roles == [TEXT]:
-        return True
-    roles = roles[roles[0] == "system":]
-    return (bool(roles) and roles[0] == "user" and roles[-1] == "assistant" and "system" not in roles
-            and TEXT not in roles and all(one != other or one == "tool" for one, other in pairwise(roles)))
 
 
 def _special_tokens(rows: Sequence[Row], how: Cleaning) -> Iterator[Finding]:

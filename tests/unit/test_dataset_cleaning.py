@@ -50,6 +50,25 @@ def test_a_step_changes_what_it_is_for_and_nothing_else(step: str, text: str, ex
     assert text_after(step, text) == expected
 
 
+@pytest.mark.parametrize(("given", "left"), [
+    ("s u1 a1 u2 a2", "s u1 a1 u2 a2"),
+    ("a1 u1 a2", "u1 a2"),
+    ("s a1 a2 u1 a3 u2", "s u1 a3"),
+    ("u1 u2 a1 a2", "u1+u2 a1+a2"),
+    ("u1 a1 t1 t2 a2", "u1 a1 t1 t2 a2"),
+    ("t1 u1 a1 t2", "u1 a1"),
+    ("p1", "p1"),
+    ("u1", ""), ("a1 u1", ""), ("s", ""), ("", ""), ("u1 s a1", ""), ("u1 t1 a1", "u1 t1 a1"),
+])
+def test_conversations_begin_with_a_question_and_end_with_an_answer(given: str, left: str) -> None:
+    roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool", "p": TEXT}
+    row = Row("r:1", tuple(Turn(roles[word[0]], word) for word in given.split()))
+    kept, change = after(row, step="turn_order")
+    assert [" ".join(turn.text.replace("\n\n", "+") for turn in one.turns) for one in kept] == ([left] if left else [])
+    assert (change.changed, change.after) == (int(bool(left) and left != given), int(bool(left)))
+    assert all(one.in_order for one in kept)
+
+
 def test_contexts_are_cleaned_as_well() -> None:
     kept, change = after(ask("x", context="&amp;"), ask("y", number=2), step="html_entities")
     assert (kept[0].context, change.changed) == ("&", 1)
@@ -127,7 +146,7 @@ def test_steps_run_in_their_order_so_that_each_sees_what_the_one_before_uncovere
 
 @pytest.mark.parametrize(("steps", "told"), [
     (("whitespaces",), "did you mean whitespace"), (("urls", "urls"), "is there twice"),
-    (("???",), "there are html_entities")])
+    (("???",), "there are turn_order, html_entities")])
 def test_unknown_steps_are_refused(steps: Sequence[str], told: str) -> None:
     with pytest.raises(DatasetRefused, match=told):
         clean([], Cleaning(WORDS, tuple(steps)))
