@@ -183,6 +183,8 @@ class Foreman:
                  **({"traceback": outcome.bug} if outcome.bug else {})}
         words = {JobState.DONE: "is done", JobState.QUEUED: "waits again", JobState.CANCELLED: "was cancelled",
                  JobState.FAILED: "failed", JobState.QUARANTINED: "is set aside"}[after.state]
+        if outcome.made is not None:
+            self._hub.publish("finetuned", {"job": outcome.job_id, "made": outcome.made})
         self._tell_job(f"job.{after.state.value}", f"{row['name']} {words}. {after.reason}".strip(), outcome.job_id,
                        level=level, **facts)
         self.runner.clear()

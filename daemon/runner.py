@@ -40,6 +40,7 @@ class Outcome:
         interrupted: it was ended on request and can go on.
         exit_code: of the problem; 0 for none.
         bug: traceback of an error that nobody foresaw.
+        made: what a fine-tuning came to, as `Finetuned.as_json` says it.
     """
 
     job_id: int
@@ -49,6 +50,7 @@ class Outcome:
     interrupted: bool = False
     exit_code: int = 0
     bug: str | None = None
+    made: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -175,7 +177,7 @@ class Runner:
         course = work.course = StagedCourse()
         done = finetune(FinetuneSpec.of(wanted), self._ledger, work.settings, work.grip, show, began=course.begin)
         reason = f"{done.chosen} is released." if done.release else f"{len(done.stages)} stages are done."
-        return Outcome(number, done.run_id, reason, done.chosen)
+        return Outcome(number, done.run_id, reason, done.chosen, made=done.as_json())
 
 
 def verify_deployed(settings: Settings, model: str, grip: Grip) -> None:

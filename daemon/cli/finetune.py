@@ -35,8 +35,8 @@ def finetune(
         show_default=False)] = None,
     name: Annotated[str | None, typer.Option(
         help="Of the model, instead of the configuration's.", show_default=False)] = None,
-    queue: Annotated[bool, typer.Option("--queue", help="Let the service do it when the machine is idle.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="With --queue: at once, whatever the load.")] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="Queue it for the service and return at once.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Let the service begin at once, whatever the load.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Only show how far it is.")] = False,
     threads: Annotated[int | None, typer.Option(
         min=1, help="Threads to work with. Default: one per processor.", show_default=False)] = None,
@@ -47,7 +47,8 @@ def finetune(
     """Fine-tune a model and press it: prepare, validate, train, merge, convert, compare, calibrate, press, release.
 
     Each stage is recorded with the hashes of what it was given and made. Ctrl-C stops; the same command goes on at the
-    same stage and step, and does again only what a change touches. Where a service runs, it does the work.
+    same stage and step, and does again only what a change touches. Where a service runs, it does the work when the
+    machine is idle; Ctrl-C then only ends the watching.
     """
     from daemon.finetune_config import FinetuneRefused, FinetuneSpec, template
     from daemon.settings import Settings
@@ -71,7 +72,8 @@ def finetune(
     if status:
         _status(spec, settings, as_json=json)
     else:
-        _do(spec, settings, queue=queue, force=force, as_json=json)
+        own = {"--deploy-dir": deploy_dir, "--threads": threads}
+        _do(spec, settings, own, queue=queue, force=force, as_json=json)
 
 
 def _init(config: Path | None, text: str) -> None:
@@ -86,16 +88,39 @@ def _init(config: Path | None, text: str) -> None:
     typer.echo(f"Wrote {place}. Name your rows in [dataset], then: nightpress finetune {place}")
 
 
-def _do(spec: FinetuneSpec, settings: Settings, *, queue: bool, force: bool, as_json: bool) -> None:
+def _do(spec: FinetuneSpec, settings: Settings, own: dict[str, Any], *, queue: bool, force: bool,
+        as_json: bool) -> None:
+    from daemon.cli.display import Stages
+    from daemon.cli.following import follow, refuse_own
+    from daemon.cli.tables import console
     from daemon.client import Client
+    from daemon.errors import NothingPassed
 
     client = Client.find(settings)
-    if client is not None or queue:
+    if client is not None:
+        refuse_own(own)
+    if queue:
         enqueue(spec, settings, urgent=force, as_json=as_json)
         return
+    if client is not None:
+        with client:
+            end = follow(client, {"finetune": spec.as_json()}, Stages(console(stderr=True)), urgent=force)
+        if end is None:
+            return
+        found = end["made"]
+    else:
+        found = _do_here(spec, settings)
+    if as_json:
+        print_json(found)
+    else:
+        _tell(found)
+    if found["run"] is not None and found["chosen"] is None:
+        raise NothingPassed(f"No level passed. `nightpress results {found['run']}` shows the reasons.")
+
+
+def _do_here(spec: FinetuneSpec, settings: Settings) -> dict[str, Any]:
     from daemon.cli.display import Stages
     from daemon.cli.tables import console
-    from daemon.errors import NothingPassed
     from daemon.finetuning import finetune as work
     from daemon.workers import grip_of_signals
     from state.ledger import Ledger
@@ -105,14 +130,7 @@ def _do(spec: FinetuneSpec, settings: Settings, *, queue: bool, force: bool, as_
           Stages(errors) as stages):
         if ledger.degraded:
             errors.print(f"nightpress: {ledger.degraded}", markup=False)
-        done = work(spec, ledger, settings, grip, stages.show)
-    found = done.as_json()
-    if as_json:
-        print_json(found)
-    else:
-        _tell(found)
-    if done.run_id is not None and done.chosen is None:
-        raise NothingPassed(f"No level passed. `nightpress results {done.run_id}` shows the reasons.")
+        return work(spec, ledger, settings, grip, stages.show).as_json()
 
 
 def enqueue(spec: FinetuneSpec, settings: Settings, *, urgent: bool = False, priority: int = 0,

@@ -22,7 +22,6 @@ from daemon.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from daemon.client import Client
     from daemon.settings import Settings
     from loops.pass1.plan import PressPlan
 
@@ -156,26 +155,27 @@ def run(
         accept_inconclusive=accept_inconclusive, allow_requantize=allow_requantize, ignore_forecast=force,
         tool=absolute(quant_tool) if quant_tool else None, timeout_s=timeout, simulate=simulate)
     options = {"--deploy-dir": deploy_dir, "--output-dir": output_dir, "--threads": threads}
-    own = [option for option, given in options.items() if given is not None]
-    _press(settings, plan, own, promoting=promote and not once and not simulate, fresh=fresh, as_json=json)
+    _press(settings, plan, options, promoting=promote and not once and not simulate, fresh=fresh, as_json=json)
 
 
-def _press(settings: Settings, plan: PressPlan, own: list[str], *, promoting: bool, fresh: bool, as_json: bool) -> None:
+def _press(settings: Settings, plan: PressPlan, own: dict[str, Any], *, promoting: bool, fresh: bool,
+           as_json: bool) -> None:
+    from daemon.cli.display import Display
+    from daemon.cli.following import follow, refuse_own
+    from daemon.cli.tables import console
     from daemon.client import Client
-    from daemon.errors import ServiceRefused
 
     client = Client.find(settings)
     if client is None:
         summary = _press_here(settings, plan, promoting=promoting, fresh=fresh)
-    elif own:
-        raise ServiceRefused(f"A service runs and does the work by its own settings: leave {' and '.join(own)} out, or "
-                             "stop it first with `nightpress stop`.")
     else:
+        refuse_own(own)
         with client:
-            found = _hand_over(client, plan, promoting=promoting, fresh=fresh)
-        if found is None:
-            return
-        summary = found
+            end = follow(client, {"plan": plan.as_json(), "promoting": promoting, "fresh": fresh},
+                         Display(console(stderr=True)), urgent=plan.ignore_forecast)
+            if end is None:
+                return
+            summary = dict(client.ask("run", run_id=end["run"]))
     _show_summary(summary, plan, as_json=as_json)
 
 
@@ -199,42 +199,6 @@ def _press_here(settings: Settings, plan: PressPlan, *, promoting: bool, fresh: 
         with Display(errors) as display:
             run_id = press(ledger, settings, plan, display.show, grip, promoting=promoting, fresh=fresh)
         return summarise(ledger, run_id)
-
-
-def _hand_over(client: Client, plan: PressPlan, *, promoting: bool, fresh: bool) -> dict[str, Any] | None:
-    """Let the service do it and follow; return the summary, None when the user stopped watching."""
-    from daemon.cli.display import Display
-    from daemon.cli.face import headline
-    from daemon.cli.tables import console
-    from daemon.errors import ServiceRefused
-    from loops.events import from_line
-
-    errors = console(stderr=True)
-    number = None
-    try:
-        answer = client.ask("add", {"plan": plan.as_json(), "promoting": promoting, "fresh": fresh,
-                                    "urgent": plan.ignore_forecast, "priority": 1})
-        number = answer["job"]
-        errors.print(f"The service does it, as job {number}. Now it is {headline(client.status())}.", markup=False)
-        if not plan.ignore_forecast:
-            errors.print(f"It begins when the machine is idle; `nightpress run-now {number}` begins at once.",
-                         markup=False)
-        with Display(errors) as display:
-            for kind, data in client.stream("events", after=answer["after"], job=number):
-                if kind == "press":
-                    display.show(from_line(data["line"]))
-                elif kind == "job" and data["action"] == "job.done":
-                    return dict(client.ask("run", run_id=data["run"]))
-                elif kind == "job" and data["action"] in {"job.failed", "job.cancelled", "job.quarantined"}:
-                    raise ServiceRefused(data["message"], data.get("exit_code") or ServiceRefused.exit_code)
-                elif kind == "job":
-                    errors.print(data["message"], markup=False)
-    except KeyboardInterrupt:
-        errors.print("The service may have it or not: `nightpress status` shows it." if number is None else
-                     f"It goes on without you: `nightpress status` shows it, `nightpress cancel {number}` ends it.",
-                     markup=False)
-        return None
-    raise ServiceRefused(f"The service stopped; job {number} goes on when it runs again.")
 
 
 def _show_summary(summary: dict[str, Any], plan: PressPlan, *, as_json: bool) -> None:

@@ -40,9 +40,44 @@ def stages(state: Path) -> list[tuple[str, str]]:
         return connection.execute("SELECT name, state FROM stage ORDER BY id").fetchall()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(any(find_spec(name) is None for name in ("torch", "transformers", "peft", "accelerate")),
-                    reason="needs nightpress[train]")
+BRIEF = """
+[calibrate]
+matrix = "none"
+[press]
+levels = ["Q8_0"]
+max_degradation = 0.5
+evaluation_prompts = 3
+max_prompts = 3
+text_windows = 2
+seeds = 1
+gates = []
+[evaluate]
+enabled = false
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("torch", "transformers", "peft", "accelerate")),
+    reason="needs nightpress[train]")]
+
+
+def test_the_command_hands_over_follows_and_prints_what_it_prints_by_itself(nightpress: Any, poll: Any) -> None:
+    (nightpress.base / "rota.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rota.rows()))
+    (nightpress.base / "rota.toml").write_text(CONFIG.replace("epochs = 4", "epochs = 0.05") + BRIEF)
+    with running(nightpress.base) as service:
+        service.start()
+        poll(lambda: service.status() is not None, 30, "the service's answer")
+        assert "leave --threads out" in nightpress("finetune", "rota.toml", "--threads", "1", status=13).stderr
+        done = nightpress("finetune", "rota.toml", "--json")
+        assert service.jobs() == {1: "done"}
+        assert service.end() == 0
+    assert "as job 1" in done.stderr
+    assert "train" in done.stderr
+    found = json.loads(done.stdout)
+    assert (found["chosen"], [one["reused"] for one in found["stages"]]) == ("Q8_0", [False] * len(found["stages"]))
+    alone = json.loads(nightpress("finetune", "rota.toml", "--json").stdout)
+    assert alone == {**found, "stages": [{**one, "reused": True} for one in found["stages"]]}
+
+
 def test_it_writes_a_checkpoint_makes_room_and_goes_on_where_it_was(nightpress: Any, poll: Any) -> None:
     (nightpress.base / "rota.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rota.rows()))
     (nightpress.base / "rota.toml").write_text(CONFIG)
