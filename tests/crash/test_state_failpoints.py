@@ -80,7 +80,7 @@ def deployed(base: Path) -> int:
 
 def child(operation: str, base: Path, failpoint: str) -> int:
     environment = {**os.environ, "NIGHTPRESS_TESTING": "1", "NIGHTPRESS_FAILPOINT": failpoint}
-    done = subprocess.run([sys.executable, str(SCRIPT), operation, str(base)], env=environment, timeout=30)
+    done = subprocess.run([sys.executable, str(SCRIPT), operation, str(base)], env=environment, timeout=120)
     return done.returncode
 
 

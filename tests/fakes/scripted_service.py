@@ -129,7 +129,7 @@ class Running:
         self.process.kill()
         self.process.wait()
 
-    def end(self, deadline_s: float = 20.0) -> int:
+    def end(self, deadline_s: float = 60.0) -> int:
         """SIGTERM, then wait; return the exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)

@@ -160,14 +160,14 @@ def test_the_worker_ends_when_its_leash_is_let_go_in_the_middle_of_work(tmp_path
         started.send_line(json.dumps({"steps": {}, "settled": {}}))
         started.wait_for(LevelPlanned)
         started.let_go()
-        assert started.process.wait(2) == -signal.SIGKILL
+        assert started.process.wait(10) == -signal.SIGKILL
 
 
 def test_the_worker_ends_when_its_leash_is_let_go_before_any_job() -> None:
     with worker({"job": "press", "plan": small_plan(STARTER_GGUF, Path("unused")).as_json()}) as started:
         started.wait_for(Opened)
         started.let_go()
-        assert started.process.wait(2) == -signal.SIGKILL
+        assert started.process.wait(10) == -signal.SIGKILL
 
 
 def test_what_the_worker_started_ends_with_it(tmp_path: Path, poll: Any) -> None:
@@ -183,7 +183,7 @@ def test_what_the_worker_started_ends_with_it(tmp_path: Path, poll: Any) -> None
         poll(mark.exists, 30, "the tool")
         pid = int(mark.read_text())
         started.let_go()
-        started.process.wait(2)
+        started.process.wait(10)
         poll(lambda: not running(pid), 2, "the end of the tool")
 
 

@@ -116,7 +116,7 @@ def test_an_unknown_setting_offers_the_nearest(nightpress: Any) -> None:
     assert "threads" in done.stderr
 
 
-@pytest.mark.parametrize("content", ["threads = [", "threads = 'many'\n", "keep_releases = 0\n"])
+@pytest.mark.parametrize("content", ["threads = [", "keep_backups = 'many'\n", "keep_releases = 0\n"])
 def test_wrong_settings_are_named(nightpress: Any, content: str) -> None:
     (nightpress.base / "config" / "nightpress.toml").write_text(content)
     assert "nightpress.toml" in nightpress("results", status=78).stderr

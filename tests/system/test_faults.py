@@ -104,7 +104,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_run_goes_on(nightpress: Any, poll: An
     with nightpress.start("run", *nightpress.QUICK) as process:
         poll(lambda: steps() >= 3 or process.poll() is not None, 120, "the third step")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "goes on where it was" in err
     nightpress.run()

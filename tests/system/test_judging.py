@@ -257,7 +257,7 @@ def test_stopped_while_the_judge_is_thinking_the_same_run_goes_on(
     with judged.start() as process:
         poll(lambda: judged.server.waiting or process.poll() is not None, 120, "a request to the judge")
         process.send_signal(how)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
     number = judged.results()["run"]["id"]
     judged.server.open.set()

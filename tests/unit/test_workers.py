@@ -34,7 +34,7 @@ def test_a_stopped_worker_that_does_not_read_can_be_ended(tmp_path: Path, poll: 
         sending = threading.Thread(target=worker.send, args=({"steps": "x" * 1_000_000},))
         sending.start()
         grip.end("enough")
-        sending.join(20)
+        sending.join(60)
         assert not sending.is_alive()
     assert gone(worker.process.pid)
 
@@ -56,7 +56,7 @@ def test_the_worker_of_a_killed_service_is_ended_at_the_next_start(tmp_path: Pat
         assert left.poll() is None
         (tmp_path / "worker.pid").write_text(f"{left.pid} {started(left.pid)}")
         assert end_leftover(log) is True
-        assert left.wait(10) == -9
+        assert left.wait(60) == -9
     assert end_leftover(log) is False
 
 
