@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ from state.records import StageSpec
 from state.states import StageState
 
 VERSION = 1  #: of what stages make; a new one does everything again
+
+
+def folder_of(spec: FinetuneSpec, settings: Settings) -> Path:
+    """Return where everything of a fine-tuning lies."""
+    return spec.folder or settings.state_dir.absolute() / "finetune" / spec.name
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Bench:
     @property
     def folder(self) -> Path:
         """Where everything lies."""
-        return self.spec.folder or self.settings.state_dir.absolute() / "finetune" / self.spec.name
+        return folder_of(self.spec, self.settings)
 
     def file(self, stage: str, role: str) -> Path:
         """Return what a stage made."""
@@ -181,22 +187,17 @@ def finetune(spec: FinetuneSpec, ledger: Ledger, settings: Settings, grip: Grip,
 def _reach(bench: Bench, stage: Stage, place: str) -> Reached:
     """Do a stage, unless it is done already and what it made still stands."""
     ledger, name = bench.ledger, bench.spec.name
-    files = {role: describe_path(path, ledger) for role, path in stage.inputs(bench).items()}
-    options = plain(stage.options(bench))
-    key = fingerprint(f"finetune {stage.name}", version=VERSION, options=options,
-                      files={role: one["sha256"] for role, one in files.items()})
+    key, inputs = _key(bench, stage)
     there = ledger.finished_stage(name, stage.name, key)
     if there is not None and stands(there, ledger):
-        outputs = there["outputs"]
-        bench.made[stage.name] = Made({role: Path(one["path"]) for role, one in outputs["files"].items()},
-                                      outputs["facts"], there["run_id"])
+        bench.made[stage.name] = _recorded(there)
         bench.show(Note(f"Stage {place}, {stage.name}: done before."))
         return Reached(there, again=True)
     if bench.grip.ended:
         raise Interrupted(bench.grip.reason)
     bench.show(Note(f"Stage {place}, {stage.name}."))
-    number = ledger.begin_stage(StageSpec(name, stage.name, key, {"files": files, "options": options}))
-    work = bench.folder / f"{stage.name}-{key[:8]}"
+    number = ledger.begin_stage(StageSpec(name, stage.name, key, inputs))
+    work = _folder(bench, stage, key)
     if there is not None:  # changed since, or in part gone: nothing to go on with
         shutil.rmtree(work, ignore_errors=True)
     try:
@@ -221,6 +222,55 @@ def _reach(bench: Bench, stage: Stage, place: str) -> Reached:
     if row is None:
         raise RuntimeError(f"stage {stage.name} was not recorded")
     return Reached(row, again=False)
+
+
+def _key(bench: Bench, stage: Stage) -> tuple[str, dict[str, Any]]:
+    """Return the fingerprint of a stage, and what it is over."""
+    files = {role: describe_path(path, bench.ledger) for role, path in stage.inputs(bench).items()}
+    options = plain(stage.options(bench))
+    key = fingerprint(f"finetune {stage.name}", version=VERSION, options=options,
+                      files={role: one["sha256"] for role, one in files.items()})
+    return key, {"files": files, "options": options}
+
+
+def _recorded(row: Row) -> Made:
+    outputs = row["outputs"]
+    return Made({role: Path(one["path"]) for role, one in outputs["files"].items()}, outputs["facts"], row["run_id"])
+
+
+def _folder(bench: Bench, stage: Stage, key: str) -> Path:
+    return bench.folder / f"{stage.name}-{key[:8]}"
+
+
+def superseded(spec: FinetuneSpec, ledger: Ledger, settings: Settings, used: Iterable[Path] = (), *,
+               stages: tuple[Stage, ...] | None = None) -> list[Path]:
+    """Return the folders of stages that were made by other configurations of a fine-tuning, and stand unused.
+
+    Args:
+        spec: as it is now; what is finished of it, and the first stage that is not, are not superseded.
+        ledger: open for writing, as hashes are remembered.
+        settings: where things lie.
+        used: files and folders; what one of them lies in is not superseded either.
+        stages: the way; that of `daemon.finetune_stages` unless given.
+    """
+    from daemon.finetune_stages import STAGES
+
+    bench = Bench(spec, ledger, settings, Grip(), lambda _event: None)
+    kept: set[Path] = set()
+    for stage in stages or STAGES:
+        if not stage.wanted(bench):
+            continue
+        key, _ = _key(bench, stage)
+        kept.add(_folder(bench, stage, key))
+        there = ledger.finished_stage(spec.name, stage.name, key)
+        if there is None or not stands(there, ledger):
+            break
+        bench.made[stage.name] = _recorded(there)
+    for path in used:
+        kept |= {path, *path.parents}
+    names = "|".join(stage.name for stage in stages or STAGES)
+    return sorted(folder for folder in bench.folder.glob("*-*") if folder.is_dir() and not folder.is_symlink()
+                  and re.fullmatch(rf"(?:{names})-[0-9a-f]{{8}}", folder.name) and folder not in kept)
 
 
 def describe_path(path: Path, ledger: Ledger | None = None) -> dict[str, Any]:

@@ -38,6 +38,10 @@ def finetune(
     queue: Annotated[bool, typer.Option("--queue", help="Queue it for the service and return at once.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Let the service begin at once, whatever the load.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Only show how far it is.")] = False,
+    tidy: Annotated[bool, typer.Option(
+        "--tidy", help="Only show what other configurations of it left that no release was made of, and ask whether "
+        "to remove it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --tidy: remove it without asking.")] = False,
     threads: Annotated[int | None, typer.Option(
         min=1, help="Threads to work with. Default: one per processor.", show_default=False)] = None,
     state_dir: StateDir = None,
@@ -71,6 +75,8 @@ def finetune(
     settings = Settings.load(state_dir=state_dir, deploy_dir=deploy_dir, threads=threads)
     if status:
         _status(spec, settings, as_json=json)
+    elif tidy:
+        _tidy(spec, settings, removing=yes, as_json=json)
     else:
         own = {"--deploy-dir": deploy_dir, "--threads": threads}
         _do(spec, settings, own, queue=queue, force=force, as_json=json)
@@ -174,6 +180,39 @@ def _status(spec: FinetuneSpec, settings: Settings, *, as_json: bool) -> None:
         console().print(plain_table(
             [("stage", "left"), ("state", "left"), ("began", "left"), ("ended", "left"), ("reason", "left")],
             [(row["name"], row["state"], row["started_at"], row["ended_at"] or "", row["reason"]) for row in rows]))
+
+
+def _tidy(spec: FinetuneSpec, settings: Settings, *, removing: bool, as_json: bool) -> None:
+    import shutil
+
+    from daemon.cli.tables import megabytes
+    from daemon.finetuning import folder_of, superseded
+    from daemon.lineage import trace
+    from state import releases
+    from state.files import explained, make_folder
+    from state.ledger import Ledger
+    from state.lock import Lock
+
+    folder = folder_of(spec, settings)
+    with explained(folder):
+        make_folder(folder, 0o755)
+    with (Ledger.open(settings.state_dir, "nightpress finetune --tidy") as ledger,
+          Lock.acquire(folder / ".lock", "nightpress finetune --tidy")):
+        used = [Path(station.path) for release in releases.list_releases(settings.deploy)
+                for station in trace(f"{release.model}@{release.number}", settings) if station.path]
+        found = {folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                 for folder in superseded(spec, ledger, settings, used)}
+        if not as_json:
+            for folder, n_bytes in found.items():
+                typer.echo(f"{megabytes(n_bytes):>12}  {folder}")
+            typer.echo(f"{len(found)} of other configurations, {megabytes(sum(found.values()))}." if found else
+                       "There is nothing to remove.")
+        removing = bool(found) and (removing or (not as_json and typer.confirm("Remove them?")))
+        for folder in found if removing else ():
+            shutil.rmtree(folder)
+    if as_json:
+        print_json({"name": spec.name, "removed": removing,
+                    "folders": [{"path": str(folder), "bytes": n_bytes} for folder, n_bytes in found.items()]})
 
 
 def _tell(found: dict[str, Any]) -> None:

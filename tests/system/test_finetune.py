@@ -146,8 +146,20 @@ def test_the_starter_learns_what_it_did_not_know_and_keeps_it_when_pressed(night
     assert dataset["facts"]["licence"] == "CC0-1.0"
     assert dataset["facts"]["sources"][0]["name"] == "rota.jsonl"
     shown = nightpress("lineage", "rota").stdout
-    assert "cleaned by html_entities" in shown
+    assert "cleaned by turn_order" in shown
 
     pressed = json.loads(nightpress("finetune", str(config(nightpress.base, file.read_text().replace(
         'levels = ["Q8_0"]', 'levels = ["Q6_K"]'))), "--json").stdout)
     assert [one["name"] for one in pressed["stages"] if not one["reused"]] == ["press", "release", "evaluate"]
+
+    left = json.loads(nightpress("finetune", str(file), "--tidy", "--json").stdout)
+    assert ("evaluate", False) in {(Path(one["path"]).name.partition("-")[0], left["removed"])
+                                   for one in left["folders"]}
+    assert json.loads(nightpress("finetune", str(file), "--tidy", "--yes", "--json").stdout)["removed"]
+    assert not any(Path(one["path"]).exists() for one in left["folders"])
+    assert "nothing to remove" in nightpress("finetune", str(file), "--tidy").stdout
+    for release in ("rota@1", "rota@2"):
+        stations = json.loads(nightpress("lineage", release, "--json").stdout)["stations"]
+        assert {one["state"] for one in stations if one["path"]} == {"unchanged"}
+    again = json.loads(nightpress("finetune", str(file), "--json").stdout)
+    assert all(one["reused"] for one in again["stages"])

@@ -19,7 +19,7 @@ from daemon.course import StagedCourse
 from daemon.errors import Interrupted, WorkerRefused
 from daemon.finetune_config import FinetuneRefused
 from daemon.finetune_stages import calibration_rows
-from daemon.finetuning import describe_path, state_of
+from daemon.finetuning import describe_path, state_of, superseded
 from daemon.grip import Grip
 from daemon.intake import Order
 from daemon.lineage import LineageUnknown, trace
@@ -100,6 +100,30 @@ def test_a_change_that_changes_nothing_ends_there(base: Path) -> None:
     (base / "rows.txt").write_text("eins\nzwei\ndrei\n")
     way.walk(base)
     assert way.done == ["read", "count"]  # there are still as many rows
+
+
+def test_what_other_configurations_left_is_superseded_but_for_what_is_used(base: Path) -> None:
+    way = Way()
+
+    def found(*used: Path, **changes: Any) -> list[str]:
+        with Ledger.open(base / "state", "test") as ledger:
+            folders = superseded(spec(base, **changes), ledger, Settings(state_dir=base / "state"), used,
+                                 stages=way.stages())
+        assert all(folder.is_dir() and folder.parent == base / "work" for folder in folders)
+        return [folder.name.partition("-")[0] for folder in folders]
+
+    first = way.walk(base)
+    assert found() == []
+    (base / "work" / "notes-00000000").mkdir()  # no stage's
+    way.walk(base, dataset={"min_tokens": 1})
+    assert (found(dataset={"min_tokens": 1}), found()) == (["count", "tell"], ["count", "tell"])
+    counted = Path(first.stages[1].row["outputs"]["files"]["count"]["path"])
+    assert found(counted, dataset={"min_tokens": 1}) == ["tell"]
+    assert found(dataset={"min_tokens": 2}) == ["count", "count", "tell", "tell"]
+    way.fail = "count"
+    with pytest.raises(WorkerRefused):
+        way.walk(base, dataset={"min_tokens": 2})
+    assert found(dataset={"min_tokens": 2}) == ["count", "count", "tell", "tell"]  # not the one that is to go on
 
 
 @pytest.mark.parametrize("harm", ["gone", "changed"])
