@@ -54,6 +54,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.dist = "worksteal"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let processes that run tests side by side begin with the long ones, so that none is left with one at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "system" not in item.path.parts))
+
+
 class Poll(Protocol):
     """The type of the fixture `poll`; what it promises stands at `poll_until`."""
 

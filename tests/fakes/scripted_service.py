@@ -153,10 +153,12 @@ def running(base: Path, speed: float = 1.0, **environment: str) -> Iterator[Runn
 
 
 def main() -> None:
+    from daemon import scheduler
     from daemon.boot import serve
     from daemon.settings import Settings
     from state.faults import NightpressError
 
+    scheduler.SCAN_S = float(os.environ.get("SCRIPTED_SCAN_S", scheduler.SCAN_S))
     try:
         serve(Settings.load, clock=FastClock(float(sys.argv[2])),
               sensors=lambda _settings: ScriptedSensors(Path(sys.argv[1])))

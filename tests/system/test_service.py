@@ -272,18 +272,15 @@ def test_new_settings_are_taken_over_and_wrong_ones_refused(service: Running, ni
     assert len(json.loads(nightpress("queue", "--json").stdout)) == 1  # what was queued stays
 
 
-def test_a_settled_file_in_a_watched_folder_is_queued_once(
-        nightpress: Any, poll: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from daemon import scheduler
-
+def test_a_settled_file_in_a_watched_folder_is_queued_once(nightpress: Any, poll: Any, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / "mine-f16.gguf").symlink_to(STARTER_GGUF)
     (folder / "broken.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
-    with running(nightpress.base, speed=30, NIGHTPRESS_WATCH=str(folder), NIGHTPRESS_WATCH_SETTLE_S="20") as service:
+    with running(nightpress.base, speed=30, NIGHTPRESS_WATCH=str(folder), NIGHTPRESS_WATCH_SETTLE_S="20",
+                 SCRIPTED_SCAN_S="2") as service:
         service.feel(BUSY)
         began(service, poll)
-        assert scheduler.SCAN_S == 30
         poll(lambda: service.jobs() != {}, 90, "the file's job")
         (row,) = json.loads(nightpress("queue", "--json").stdout)
         assert (row["name"], row["source"]) == ("mine", "folder")
