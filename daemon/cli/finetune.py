@@ -113,6 +113,9 @@ def _do(spec: FinetuneSpec, settings: Settings, own: dict[str, Any], *, queue: b
             end = follow(client, {"finetune": spec.as_json()}, Stages(console(stderr=True)), urgent=force)
         if end is None:
             return
+        if end["made"] is None:  # it was not listened to all the time
+            typer.echo(f"{end['message']} `nightpress finetune --status` shows its stages.")
+            return
         found = end["made"]
     else:
         found = _do_here(spec, settings)

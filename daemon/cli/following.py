@@ -55,6 +55,8 @@ def follow(client: Client, order: Mapping[str, Any], shown: Display | Stages, *,
                          markup=False)
         with shown:
             for kind, data in client.stream("events", after=answer["after"], job=number):
+                if kind == "lagged":  # its end may be among what was missed
+                    kind, data = "job", _state(client, answer["job"])
                 if kind == "press":
                     shown.show(from_line(data["line"]))
                 elif kind == "finetuned":
@@ -63,7 +65,7 @@ def follow(client: Client, order: Mapping[str, Any], shown: Display | Stages, *,
                     return {**data, "made": made}
                 elif kind == "job" and data["action"] in {"job.failed", "job.cancelled", "job.quarantined"}:
                     raise ServiceRefused(data["message"], data.get("exit_code") or ServiceRefused.exit_code)
-                elif kind == "job":
+                elif kind == "job" and data["message"]:
                     errors.print(data["message"], markup=False)
     except KeyboardInterrupt:
         errors.print("The service may have it or not: `nightpress status` shows it." if number is None else
@@ -71,3 +73,9 @@ def follow(client: Client, order: Mapping[str, Any], shown: Display | Stages, *,
                      markup=False)
         return None
     raise ServiceRefused(f"The service stopped; job {number} goes on when it runs again.")
+
+
+def _state(client: Client, number: int) -> dict[str, Any]:
+    """Return what would be told of a job in the state that it is in."""
+    row = next(row for row in client.ask("queue", query={"every": True}) if row["id"] == number)
+    return {"action": f"job.{row['state']}", "message": row["reason"], "run": row["run_id"]}

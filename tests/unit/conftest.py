@@ -34,6 +34,30 @@ def serve(place: Path, stage: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
+def running(isolated: Path, poll: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A service in this process whose jobs are held until they are ended."""
+    from control_service import Running
+
+    from daemon.errors import Interrupted
+    from state.ledger import RunSpec, RunState
+
+    def press(ledger: Any, _settings: Any, plan: Any, _show: Any, grip: Any, **more: Any) -> int:
+        run = ledger.start_run(RunSpec(plan.name, plan.model, "0" * 64, 9, plan.as_json(), plan.name, "b1"))
+        more["opened"](run)
+        grip.ending.wait(120)
+        ledger.end_run(run, RunState.INTERRUPTED, reason=grip.reason)
+        raise Interrupted(grip.reason)
+
+    monkeypatch.setattr("daemon.runner.press", press)
+    one = Running(isolated)
+    try:
+        poll(lambda: one.listener.alive, 60, "the service's answers")
+        yield one
+    finally:
+        one.close()
+
+
+@pytest.fixture
 def server() -> Iterator[Any]:
     """A provider of large models on this machine."""
     import provider_server

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import gc
-import io
 import json
 import os
 import threading
@@ -16,90 +14,22 @@ from typing import Any
 
 import httpx
 import pytest
+from control_service import Running
 from gguf_files import tiny_llama
-from scripted_service import BUSY, QUIET, ScriptedSensors
+from scripted_service import BUSY, QUIET
 
 from daemon import control
 from daemon.cli import GROUPS
 from daemon.client import Client
-from daemon.control import MOST_STREAMS, application
-from daemon.errors import Interrupted, ServiceMissing, ServiceRefused
-from daemon.listening import Listener, bind
-from daemon.logs import Logs, configure, say
-from daemon.service import Service
+from daemon.control import MOST_STREAMS
+from daemon.errors import ServiceMissing, ServiceRefused
+from daemon.logs import say
 from daemon.settings import Settings
 from daemon.verbs import VERBS
-from loops.pass1.plan import PressPlan
-from state.ledger import JobState, Ledger, RunSpec, RunState
+from state.ledger import JobState
 
 Poll = Callable[..., Any]
 HUGE = 10**30
-
-
-class Running:
-    """A real service: its main loop in a thread, its socket in a folder of the test's own."""
-
-    def __init__(self, base: Path) -> None:
-        self.streams = contextlib.ExitStack()
-        self.feel_at = base / "sensors"
-        self.feel(BUSY)
-        self.settings = Settings.load(tick_s=0.5, idle_after_s=0, hold_down_s=0, sensors=("cpu",), yield_after_s=600)
-        self.logs: Logs = configure(stream=io.StringIO())
-        self.ledger = Ledger.open(self.settings.state_dir, "test")
-        self.service = Service(self.ledger, self.settings, ScriptedSensors(self.feel_at), self.logs,
-                               reload=lambda: self.settings)
-        self.path = self.settings.socket
-        self.listener = Listener(application(self.service, self.logs), bind(self.path), self.path)
-        self.thread = threading.Thread(target=self.service.run, args=(self.listener.start, self.listener.stop))
-        self.thread.start()
-        self.http = httpx.Client(transport=httpx.HTTPTransport(uds=str(self.path)), base_url="http://n", timeout=60)
-
-    def feel(self, text: str) -> None:
-        beside = self.feel_at.with_suffix(".new")
-        beside.write_text(text)
-        beside.replace(self.feel_at)
-
-    def client(self) -> Client:
-        return Client(self.path)
-
-    def add(self, name: str, **facts: Any) -> int:
-        plan = PressPlan(model=f"/{name}.gguf", name=name, blobs="", scratch="").as_json()
-        with self.client() as client:
-            return int(client.ask("add", {"plan": plan, **facts})["job"])
-
-    def listen(self, path: str, **headers: str) -> Iterator[str]:
-        answer = self.streams.enter_context(self.http.stream("GET", path, headers=headers))
-        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-        lines = answer.iter_lines()
-        assert next(lines) == ": listening"
-        return lines
-
-    def close(self) -> None:
-        self.streams.close()
-        self.http.close()
-        self.service.post_signal(15)
-        self.thread.join(60)
-        assert not self.thread.is_alive()
-        self.logs.close()
-
-
-@pytest.fixture
-def running(isolated: Path, poll: Poll, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    """A service whose jobs are held until they are ended."""
-    def press(ledger: Ledger, _settings: Settings, plan: PressPlan, _show: Any, grip: Any, **more: Any) -> int:
-        run = ledger.start_run(RunSpec(plan.name, plan.model, "0" * 64, 9, plan.as_json(), plan.name, "b1"))
-        more["opened"](run)
-        grip.ending.wait(120)
-        ledger.end_run(run, RunState.INTERRUPTED, reason=grip.reason)
-        raise Interrupted(grip.reason)
-
-    monkeypatch.setattr("daemon.runner.press", press)
-    one = Running(isolated)
-    try:
-        poll(lambda: one.listener.alive, 60, "the service's answers")
-        yield one
-    finally:
-        one.close()
 
 
 def fault(answer: httpx.Response) -> tuple[int, str, int]:
