@@ -113,8 +113,8 @@ def _do(spec: FinetuneSpec, settings: Settings, own: dict[str, Any], *, queue: b
             end = follow(client, {"finetune": spec.as_json()}, Stages(console(stderr=True)), urgent=force)
         if end is None:
             return
-        if end["made"] is None:  # it was not listened to all the time
-            typer.echo(f"{end['message']} `nightpress finetune --status` shows its stages.")
+        if end["made"] is None:  # it was not listened to all the time, but the ledger knows
+            _status(spec, settings, as_json=as_json)
             return
         found = end["made"]
     else:
@@ -196,11 +196,11 @@ def _tidy(spec: FinetuneSpec, settings: Settings, *, removing: bool, as_json: bo
     from state.ledger import Ledger
     from state.lock import Lock
 
-    folder = folder_of(spec, settings)
-    with explained(folder):
-        make_folder(folder, 0o755)
+    home = folder_of(spec, settings)
+    with explained(home):
+        make_folder(home, 0o755)
     with (Ledger.open(settings.state_dir, "nightpress finetune --tidy") as ledger,
-          Lock.acquire(folder / ".lock", "nightpress finetune --tidy")):
+          Lock.acquire(home / ".lock", "nightpress finetune --tidy")):
         used = [Path(station.path) for release in releases.list_releases(settings.deploy)
                 for station in trace(f"{release.model}@{release.number}", settings) if station.path]
         found = {folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -212,7 +212,8 @@ def _tidy(spec: FinetuneSpec, settings: Settings, *, removing: bool, as_json: bo
                        "There is nothing to remove.")
         removing = bool(found) and (removing or (not as_json and typer.confirm("Remove them?")))
         for folder in found if removing else ():
-            shutil.rmtree(folder)
+            with explained(folder):
+                shutil.rmtree(folder)
     if as_json:
         print_json({"name": spec.name, "removed": removing,
                     "folders": [{"path": str(folder), "bytes": n_bytes} for folder, n_bytes in found.items()]})

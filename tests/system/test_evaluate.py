@@ -283,5 +283,7 @@ def test_a_run_can_be_held_to_text_metrics(nightpress: Any, dataset: Path) -> No
 
 
 def test_a_simulation_invents_text_metrics_too(nightpress: Any, dataset: Path) -> None:
-    found = json.loads(nightpress.run("--simulate", "--dataset", str(dataset), "--gate", "f1:0.5", "--json").stdout)
+    told = nightpress.run("--simulate", "--dataset", str(dataset), "--gate", "f1:0.5", "--gate", "bleu:0.05", "--json")
+    found = json.loads(told.stdout)
     assert "f1" in found["levels"][0]["measurements"]
+    assert "could go unseen in fewer than 48." in told.stderr  # the strictest limit decides, and here are fewer rows

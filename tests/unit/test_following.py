@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 from control_service import Running
 
+from daemon.cli.finetune import _do
 from daemon.cli.following import follow, refuse_own
 from daemon.errors import ServiceRefused
+from daemon.finetune_config import FinetuneSpec
+from daemon.settings import Settings
 from loops import events
 from loops.pass1.plan import PressPlan
+from state.ledger import Ledger
+from state.records import StageSpec
 
 PLAN = PressPlan(model="/one.gguf", name="one", blobs="", scratch="").as_json()
 
@@ -67,3 +75,16 @@ def test_options_that_would_change_the_services_settings_are_refused_by_name() -
     refuse_own({"--threads": None})
     with pytest.raises(ServiceRefused, match="leave --deploy-dir and --threads out"):
         refuse_own({"--deploy-dir": "x", "--threads": 1, "--output-dir": None})
+
+
+def test_a_fine_tuning_whose_end_was_missed_is_told_from_the_ledger(
+        isolated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = FinetuneSpec.of({"name": "shop", "dataset": {"sample": True}})
+    settings = Settings.load()
+    with Ledger.open(settings.state_dir, "test") as ledger:
+        ledger.begin_stage(StageSpec("shop", "prepare", "f" * 64, {"files": {}, "options": {}}))
+    monkeypatch.setattr("daemon.client.Client.find", lambda _settings: contextlib.nullcontext())
+    monkeypatch.setattr("daemon.cli.following.follow", lambda *_given, **_more: {"made": None})
+    _do(spec, settings, {}, queue=False, force=False, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], [row["name"] for row in told["stages"]]) == ("shop", ["prepare"])
